@@ -1,0 +1,1 @@
+"""imagefs: disk images that form chains; captured, mounted, browsed, verified, restored."""

@@ -1,0 +1,121 @@
+"""Readers over Readers: a slice, bytes in memory, zeros; and a file object over any Reader."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from imagefs.errors import SourceError
+from imagefs.interfaces import Extent, Extents, Reader, State
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
+
+
+def clamp(size: int, offset: int, length: int) -> int:
+    """How many bytes a read of ``length`` at ``offset`` gives in something of ``size`` bytes."""
+    if offset < 0 or length < 0:
+        raise ValueError(f"read_at({offset}, {length}): neither may be negative")
+    return max(0, min(length, size - offset))
+
+
+class BytesReader:
+    """A Reader over bytes in memory."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data: bytes | None = data
+        self.size = len(data)
+
+    def read_at(self, offset: int, length: int, /) -> bytes:
+        if self._data is None:
+            raise SourceError("read from closed bytes")
+        count = clamp(self.size, offset, length)
+        return self._data[offset : offset + count]
+
+    def close(self) -> None:
+        self._data = None
+
+
+class SliceReader:
+    """``length`` bytes of ``reader`` from ``start``. A slice never owns what it is cut from."""
+
+    def __init__(self, reader: Reader, start: int, length: int) -> None:
+        self._reader: Reader | None = reader
+        self.start = start
+        self.size = max(0, min(length, reader.size - start))
+
+    def read_at(self, offset: int, length: int, /) -> bytes:
+        if self._reader is None:
+            raise SourceError("read from a closed slice")
+        return self._reader.read_at(self.start + offset, clamp(self.size, offset, length))
+
+    def extents(self, offset: int, length: int, /) -> Iterator[Extent]:
+        if self._reader is None:
+            raise SourceError("read from a closed slice")
+        count = clamp(self.size, offset, length)
+        for extent in extents_of(self._reader, self.start + offset, count):
+            yield Extent(extent.state, extent.offset - self.start, extent.length)
+
+    def close(self) -> None:
+        self._reader = None
+
+
+def extents_of(reader: Reader, offset: int, length: int) -> Iterator[Extent]:
+    """The extents of any Reader: its own where it knows them, else one that may hold data."""
+    count = clamp(reader.size, offset, length)
+    if count == 0:
+        return
+    if isinstance(reader, Extents):
+        yield from reader.extents(offset, count)
+    else:
+        yield Extent(State.STORED, offset, count)
+
+
+class ReaderFile(io.RawIOBase):
+    """A read-only, seekable binary file over a Reader, for libraries that want one.
+
+    Unlike its Reader it has a position, so one thread at a time. ``read`` comes back short only at
+    end of file. Closing it leaves the Reader open.
+    """
+
+    def __init__(self, reader: Reader, name: str = "") -> None:
+        super().__init__()
+        self._reader = reader
+        self._position = 0
+        self.name = name
+        self.mode = "rb"
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._reader.size}[whence]
+        if base + offset < 0:
+            raise ValueError(f"negative seek position {base + offset}")
+        self._position = base + offset
+        return self._position
+
+    def readinto(self, buffer: WriteableBuffer) -> int:
+        view = memoryview(buffer).cast("B")
+        data = self.read(len(view))
+        view[: len(data)] = data
+        return len(data)
+
+    def read(self, size: int | None = -1) -> bytes:
+        if self.closed:
+            raise ValueError("read from a closed file")
+        rest = max(0, self._reader.size - self._position)
+        count = rest if size is None or size < 0 else min(size, rest)
+        data = self._reader.read_at(self._position, count)
+        self._position += len(data)
+        return data
+
+    def readall(self) -> bytes:
+        return self.read(-1)

@@ -1,0 +1,284 @@
+"""Every socket of the house: the Protocols that rooms on different floors meet at, and the small
+values that pass through them. Nothing here does any work.
+
+A disk is anything that answers ``read_at(offset, length)``.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
+
+
+@runtime_checkable
+class Reader(Protocol):
+    """Random-access bytes of a fixed size: a device, an image, a chain, a partition, a file.
+
+    - ``read_at`` MUST return exactly ``max(0, min(length, size - offset))`` bytes or raise; it
+      MUST never come back short otherwise. ``offset`` and ``length`` are >= 0 (ValueError if not);
+      an offset at or past the end gives ``b""``.
+    - It MUST have no position: any number of threads may call it at once.
+    - What it raises MUST be an ``ImagefsError``.
+    - ``close`` MUST be safe to call twice; a closed reader's ``read_at`` raises.
+    """
+
+    @property
+    def size(self) -> int: ...
+
+    def read_at(self, offset: int, length: int, /) -> bytes: ...
+
+    def close(self) -> None: ...
+
+
+class State(enum.IntEnum):
+    """What a stretch of disk holds; the numbers are those of the container (FORMAT.md)."""
+
+    ABSENT = 0  # see the parent; never in a resolved view
+    STORED = 1
+    ZERO = 2
+    SKIPPED = 3  # not captured: unallocated; reads as zeros
+    UNREADABLE = 4  # the source could not read it; reads as zeros
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """A run of equal state, in bytes."""
+
+    state: State
+    offset: int
+    length: int
+
+
+@runtime_checkable
+class Extents(Protocol):
+    """Optional face of a Reader that knows where it holds data.
+
+    ``extents(offset, length)`` MUST yield extents that cover exactly the asked range (cut at
+    ``size``), in order, without overlap, neighbours differing in state. STORED means "may hold
+    data"; every other state promises that ``read_at`` gives zeros there.
+    """
+
+    def extents(self, offset: int, length: int, /) -> Iterator[Extent]: ...
+
+
+class Sink(Protocol):
+    """Whatever takes bytes at offsets: a target file or device, standard output.
+
+    - ``write_at`` MUST write all of ``data`` or raise TargetError.
+    - ``zero_at`` MUST make the range read as zeros: written, punched or zeroed out, never assumed.
+    - ``finish(size)`` MUST make everything durable; a regular file ends at exactly ``size`` bytes.
+    - ``close`` MUST be safe to call twice, and after a failure.
+    """
+
+    def write_at(self, offset: int, data: bytes | memoryview, /) -> None: ...
+
+    def zero_at(self, offset: int, length: int, /) -> None: ...
+
+    def finish(self, size: int) -> None: ...
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectInfo:
+    """One object of a store: its name, size in bytes and time of last change (ns since 1970)."""
+
+    name: str
+    size: int
+    mtime_ns: int
+
+
+class ObjectWriter(Protocol):
+    """An object being written, append only.
+
+    Nothing MUST be visible under the object's name before ``commit`` returns; after ``commit`` or
+    ``abort`` the writer takes nothing more. A failed ``append`` or ``commit`` poisons it: only
+    ``abort`` may follow. ``abort`` MUST be safe to call twice and after ``commit`` (then it does
+    nothing).
+    """
+
+    @property
+    def position(self) -> int: ...
+
+    def append(self, data: bytes | memoryview, /) -> None: ...
+
+    def commit(self) -> None: ...
+
+    def abort(self) -> None: ...
+
+
+class ObjectStore(Protocol):
+    """A flat place of named, write-once objects.
+
+    - ``list`` MUST yield finished objects only; ``partials`` the unfinished ones left by a crash.
+    - ``open`` MUST give a Reader over a finished object, StoreError if there is none.
+    - ``create`` MUST refuse a name that exists (StoreError), at the latest in ``commit``.
+    - ``lock`` MUST be exclusive between processes and MUST vanish with a killed one.
+    """
+
+    @property
+    def url(self) -> str: ...
+
+    def list(self) -> Iterator[ObjectInfo]: ...
+
+    def partials(self) -> Iterator[ObjectInfo]: ...
+
+    def open(self, name: str, /) -> Reader: ...
+
+    def create(self, name: str, /) -> ObjectWriter: ...
+
+    def delete(self, name: str, /) -> None: ...
+
+    def lock(self) -> Lock: ...
+
+    def free_bytes(self) -> int | None: ...
+
+
+class Lock(Protocol):
+    """Held from ``lock()`` until ``release()``; releasing twice is harmless."""
+
+    def release(self) -> None: ...
+
+
+class EntryType(enum.StrEnum):
+    """What an entry of a file system is; the words of the command line."""
+
+    FILE = "file"
+    DIRECTORY = "directory"
+    SYMLINK = "symlink"
+    DEVICE = "device"
+    FIFO = "fifo"
+    SOCKET = "socket"
+    OTHER = "other"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One file or directory of a file system.
+
+    ``path`` is raw bytes from the root of the volume (``b"/"`` is the root, ``b"/etc/fstab"``);
+    ``name`` its last part, as it is shown: equal names in one directory carry ``~<inode>``.
+    Times are ns since 1970 UTC, None when unknown. ``mode`` holds permission bits only.
+    ``inode`` is The Sleuth Kit's address as ``fls`` prints it; ``rdev`` (major, minor) of a device.
+    """
+
+    path: bytes
+    type: EntryType
+    size: int
+    inode: str
+    mode: int = 0
+    uid: int = 0
+    gid: int = 0
+    nlink: int = 1
+    mtime_ns: int | None = None
+    atime_ns: int | None = None
+    ctime_ns: int | None = None
+    crtime_ns: int | None = None
+    deleted: bool = False
+    rdev: tuple[int, int] | None = None
+    flags: tuple[str, ...] = field(default=())
+
+    @property
+    def name(self) -> bytes:
+        return self.path.rsplit(b"/", 1)[-1]
+
+
+class FileSystem(Protocol):
+    """A read-only file system over a Reader. MUST be safe to call from several threads.
+
+    ``lookup`` raises PathNotFound; matches without case where ``case_insensitive``. ``children``
+    yields the live entries of a directory without ``.`` and ``..``. ``open`` gives a Reader of a
+    file's content; ``readlink`` a symlink's target bytes. Damage raises BrowseError, never an
+    endless loop or wrong bytes; what cannot be decoded is refused, never answered with zeros.
+    """
+
+    @property
+    def kind(self) -> str:
+        """``ntfs``, ``fat12``, ``fat16``, ``fat32``, ``exfat``, ``ext2`` … ``hfs``, ``iso9660`` …"""
+        ...
+
+    @property
+    def label(self) -> str: ...
+
+    @property
+    def case_insensitive(self) -> bool: ...
+
+    @property
+    def used_bytes(self) -> int | None: ...
+
+    def root(self) -> Entry: ...
+
+    def lookup(self, path: bytes, /) -> Entry: ...
+
+    def children(self, entry: Entry, /) -> Iterator[Entry]: ...
+
+    def open(self, entry: Entry, /) -> Reader: ...
+
+    def readlink(self, entry: Entry, /) -> bytes: ...
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Volume:
+    """A partition: ``[start, start + length)`` in bytes of the disk; ``number`` as Linux counts.
+
+    Number 0 is the whole of an unpartitioned disk. ``type`` is the GPT type GUID (lower case) or
+    the MBR type as ``0x0c``; ``uuid`` the GPT partition GUID or ``<disk id>-<nn>``; ``name`` the
+    GPT name; ``role`` a word such as ``esp``, ``windows``, ``recovery``, ``linux``, ``swap``.
+    """
+
+    number: int
+    start: int
+    length: int
+    type: str = ""
+    uuid: str = ""
+    name: str = ""
+    role: str = ""
+    bootable: bool = False
+
+    @property
+    def id(self) -> str:
+        return f"p{self.number}"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing verify or a parser has to say. ``image`` is an image id, ``message`` one sentence."""
+
+    severity: str  # "error", "warning" or "note"
+    code: str
+    message: str
+    image: str = ""
+    chunk: int | None = None
+    offset: int | None = None
+    length: int | None = None
+    files: tuple[str, ...] = ()
+
+
+class Progress(Protocol):
+    """Hears how far a long job is; MUST be cheap and MUST NOT raise except to cancel the job.
+
+    ``start(label, total)`` begins a phase (``total`` bytes or None), ``advance(n)`` adds to it.
+    """
+
+    def start(self, label: str, total: int | None, /) -> None: ...
+
+    def advance(self, count: int, /) -> None: ...
+
+    def note(self, message: str, /) -> None: ...
+
+
+class NoProgress:
+    """The Progress nobody listens to."""
+
+    def start(self, label: str, total: int | None, /) -> None:
+        pass
+
+    def advance(self, count: int, /) -> None:
+        pass
+
+    def note(self, message: str, /) -> None:
+        pass
