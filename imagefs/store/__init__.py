@@ -1,1 +1,6 @@
+"""Named write-once objects: a folder, or memory. Knows nothing of what the objects hold."""
 
+from imagefs.store.local import LocalStore
+from imagefs.store.memory import MemoryStore
+
+__all__ = ["LocalStore", "MemoryStore"]

@@ -1,0 +1,325 @@
+"""An ObjectStore in a folder.
+
+An object is written to ``NAME.partial`` and appears under its name by link(2) (where the file system
+has none, renameat2 with RENAME_NOREPLACE, else rename), after fsync, and before an fsync of the
+folder. Files are 0600 while written and 0400 after, and belong to the owner of the folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from imagefs.block.views import clamp
+from imagefs.errors import StoreError, StoreFull
+from imagefs.interfaces import ObjectInfo
+
+PARTIAL = ".partial"
+LOCK_NAME = ".lock"
+BUFFER = 1024 * 1024
+AT_FDCWD = -100
+RENAME_NOREPLACE = 1
+NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL)
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class LocalStore:
+    """Objects are the regular files of ``folder`` whose names end in ``suffix``.
+
+    ``folder`` need not exist to be listed as empty; ``make`` makes it (0700), never its parents.
+    """
+
+    def __init__(self, folder: str | Path, *, suffix: str = "") -> None:
+        self.folder = Path(folder)
+        self.suffix = suffix
+
+    @property
+    def url(self) -> str:
+        return os.fspath(self.folder)
+
+    def make(self) -> None:
+        """Make the last folder of the path; StoreError when its parent is not there."""
+        parent = self.folder.parent
+        if not self.folder.exists() and not parent.is_dir():
+            raise StoreError(
+                f"the folder {parent} does not exist, so the set {self.folder} cannot be made in it",
+                hint="mount the medium or make the folder first",
+                path=str(parent),
+            )
+        try:
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(self.folder, 0o700)
+                self._own(os.fspath(self.folder), parent)
+        except OSError as error:
+            raise _failed("make the set", self.folder, error) from error
+        if not self.folder.is_dir():
+            raise StoreError(f"{self.folder} is not a folder", hint="name a folder as the set")
+
+    def list(self) -> Iterator[ObjectInfo]:
+        return self._scan(self.suffix)
+
+    def partials(self) -> Iterator[ObjectInfo]:
+        return self._scan(self.suffix + PARTIAL)
+
+    def open(self, name: str, /) -> LocalReader:
+        return LocalReader(self._path(name))
+
+    def create(self, name: str, /) -> LocalWriter:
+        path = self._path(name)
+        if os.path.lexists(path):
+            raise StoreError(
+                f"{path} exists already", hint="imagefs never overwrites an image", path=str(path)
+            )
+        return LocalWriter(path, owner=self.folder)
+
+    def delete(self, name: str, /) -> None:
+        path = self._path(name)
+        try:
+            os.unlink(path)
+            _sync_folder(self.folder)
+        except OSError as error:
+            raise _failed("delete", path, error) from error
+
+    def lock(self) -> LocalLock:
+        return LocalLock(self.folder)
+
+    def free_bytes(self) -> int | None:
+        """Bytes that this user can still write here; None when the file system does not say."""
+        try:
+            facts = os.statvfs(self.folder)
+        except OSError:
+            return None
+        return facts.f_bavail * facts.f_frsize if facts.f_blocks else None
+
+    def _path(self, name: str) -> Path:
+        if "/" in name or name in ("", ".", ".."):
+            raise StoreError(f"{name!r} is not a name for an object", path=name)
+        return self.folder / name
+
+    def _scan(self, ending: str) -> Iterator[ObjectInfo]:
+        try:
+            with os.scandir(self.folder) as found:
+                entries = sorted(found, key=lambda entry: entry.name)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise _failed("list", self.folder, error) from error
+        for entry in entries:
+            if not entry.name.endswith(ending) or entry.name.startswith("."):
+                continue
+            with contextlib.suppress(FileNotFoundError):
+                facts = entry.stat()
+                if stat.S_ISREG(facts.st_mode):
+                    yield ObjectInfo(entry.name, facts.st_size, facts.st_mtime_ns)
+
+    def _own(self, path: str, like: Path) -> None:
+        """Give ``path`` the owner of ``like``, which only root can do and only root needs."""
+        if os.geteuid() == 0:
+            owner = os.stat(like)
+            os.chown(path, owner.st_uid, owner.st_gid)
+
+
+class LocalReader:
+    """A finished object, or any image file, read with pread."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        try:
+            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise _failed("open", self.path, error) from error
+        facts = os.fstat(self._fd)
+        if not stat.S_ISREG(facts.st_mode):
+            os.close(self._fd)
+            raise StoreError(f"{path} is not a regular file", path=str(path))
+        self.size = facts.st_size
+        self.mtime_ns = facts.st_mtime_ns
+
+    def read_at(self, offset: int, length: int, /) -> bytes:
+        count = clamp(self.size, offset, length)
+        if self._fd < 0:
+            raise StoreError(f"{self.path} is closed")
+        try:
+            data = os.pread(self._fd, count, offset)
+            while len(data) < count:
+                more = os.pread(self._fd, count - len(data), offset + len(data))
+                if not more:
+                    raise StoreError(f"{self.path} became shorter while it was read", path=str(self.path))
+                data += more
+        except OSError as error:
+            raise _failed("read", self.path, error) from error
+        return data
+
+    def close(self) -> None:
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+
+class LocalWriter:
+    """Appends to ``PATH.partial``; see the module's docstring for how it becomes ``PATH``."""
+
+    def __init__(self, path: Path, *, owner: Path) -> None:
+        self._path = path
+        self._partial = path.with_name(path.name + PARTIAL)
+        self._buffer = bytearray()
+        self._written = 0
+        self._broken = False
+        try:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+            self._fd = os.open(self._partial, flags, 0o600)
+            # A lock on the file itself tells a listing that this partial is still being written.
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.geteuid() == 0:
+                facts = os.stat(owner)
+                os.fchown(self._fd, facts.st_uid, facts.st_gid)
+        except OSError as error:
+            raise _failed("create", self._partial, error) from error
+
+    @property
+    def position(self) -> int:
+        return self._written + len(self._buffer)
+
+    def append(self, data: bytes | memoryview, /) -> None:
+        self._check()
+        self._buffer += data
+        if len(self._buffer) >= BUFFER:
+            self._flush()
+
+    def commit(self) -> None:
+        self._check()
+        self._flush()
+        try:
+            os.fsync(self._fd)
+            os.fchmod(self._fd, 0o400)
+            _publish(self._partial, self._path)
+            _sync_folder(self._path.parent)
+        except FileExistsError as error:
+            self._broken = True
+            raise StoreError(f"{self._path} exists already", path=str(self._path)) from error
+        except OSError as error:
+            self._broken = True
+            raise _failed("finish", self._path, error) from error
+        self._close()
+
+    def abort(self) -> None:
+        if self._fd >= 0:
+            self._close()
+            with contextlib.suppress(OSError):
+                os.unlink(self._partial)
+
+    def _check(self) -> None:
+        if self._broken or self._fd < 0:
+            raise StoreError(f"{self._path} takes no more data after a failure", path=str(self._path))
+
+    def _flush(self) -> None:
+        view = memoryview(self._buffer)
+        try:
+            while view:
+                count = os.write(self._fd, view)
+                self._written += count
+                view = view[count:]
+        except OSError as error:
+            self._broken = True
+            raise _failed("write", self._path, error) from error
+        self._buffer = bytearray()
+
+    def _close(self) -> None:
+        os.close(self._fd)
+        self._fd = -1
+
+
+class LocalLock:
+    """flock on ``.lock``: the kernel lets go of it when its holder dies."""
+
+    def __init__(self, folder: Path) -> None:
+        path = folder / LOCK_NAME
+        try:
+            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        except OSError as error:
+            raise _failed("lock", folder, error) from error
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.geteuid() == 0:
+                facts = os.stat(folder)
+                os.fchown(self._fd, facts.st_uid, facts.st_gid)
+        except BlockingIOError as error:
+            os.close(self._fd)
+            raise StoreError(
+                f"another capture is at work in {folder}", hint="wait for it to end", path=str(folder)
+            ) from error
+
+    def release(self) -> None:
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+
+def is_being_written(path: str | Path) -> bool:
+    """True while a LocalWriter holds this partial file."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(fd)
+    return False
+
+
+def _publish(partial: Path, path: Path) -> None:
+    """Give the finished file its name without ever replacing another."""
+    try:
+        os.link(partial, path, follow_symlinks=False)
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+        _rename_noreplace(partial, path)
+    else:
+        os.unlink(partial)
+
+
+def _rename_noreplace(partial: Path, path: Path) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    old, new = os.fsencode(partial), os.fsencode(path)
+    if hasattr(libc, "renameat2"):
+        if libc.renameat2(AT_FDCWD, old, AT_FDCWD, new, RENAME_NOREPLACE) == 0:
+            return
+        number = ctypes.get_errno()
+        if number not in NO_LINKS:
+            raise OSError(number, os.strerror(number), str(path))
+    # The name holds the image's UUID, so nobody else can have taken it meanwhile.
+    if path.exists():
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
+    os.rename(partial, path)
+
+
+def _sync_folder(folder: Path) -> None:
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    except OSError as error:
+        # Some network and FUSE file systems cannot sync a folder; the file itself is safe.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):
+            raise
+    finally:
+        os.close(fd)
+
+
+def _failed(verb: str, path: Path, error: OSError) -> StoreError:
+    reason = os.strerror(error.errno) if error.errno else str(error)
+    if error.errno in FULL:
+        return StoreFull(
+            f"no space left in {path.parent}", hint="free some space, or use another set", path=str(path)
+        )
+    hint = "run it with sudo, or as the owner" if error.errno in (errno.EACCES, errno.EPERM) else ""
+    return StoreError(f"cannot {verb} {path}: {reason}", hint=hint, path=str(path), errno=error.errno)
