@@ -19,8 +19,19 @@ FOOTER_SIZE = FOOTER.size + 4
 SECTION = struct.Struct("<4sIQQ32s8s")
 SUMMARY = struct.Struct("<QQQ32sQQQQQQQB15sII")
 SUMMARY_FIELDS = (
-    "disk_size started ended view stored zero skipped unreadable absent frame_bytes read_bytes consistency"
-).split()
+    "disk_size",
+    "started",
+    "ended",
+    "view",
+    "stored",
+    "zero",
+    "skipped",
+    "unreadable",
+    "absent",
+    "frame_bytes",
+    "read_bytes",
+    "consistency",
+)
 STANDS_FOR = struct.Struct("<16s32s32s")
 MAX_SECTIONS = 64
 

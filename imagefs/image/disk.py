@@ -1,0 +1,145 @@
+"""The virtual disk: any point of any chain as one Reader."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+
+from imagefs.block.cache import BlockCache
+from imagefs.block.views import clamp
+from imagefs.errors import StoreError
+from imagefs.format.extents import ViewHasher
+from imagefs.image.chain import Chain
+from imagefs.image.runs import Run, RunFinder
+from imagefs.interfaces import Extent, State
+
+#: Decoded chunks kept, in bytes.
+CHUNK_CACHE = 64 * 1024 * 1024
+
+
+class VirtualDisk:
+    """A Reader and Extents over a chain. A read costs the same whatever the chain's length.
+
+    ``close`` closes the chain's images too.
+    """
+
+    def __init__(self, chain: Chain, *, cache_bytes: int = CHUNK_CACHE) -> None:
+        self.chain = chain
+        self.size = chain.leaf.disk_size
+        self.chunk_size = chain.leaf.header.chunk_size
+        self.sector_size = chain.leaf.header.sector_size
+        self._finder = RunFinder(chain.table)
+        self._shift = self.chunk_size.bit_length() - 1
+        self._cache: BlockCache[int, bytes] = BlockCache(cache_bytes, len)
+        self._closed = False
+
+    def read_at(self, offset: int, length: int, /) -> bytes:
+        count = clamp(self.size, offset, length)
+        if self._closed:
+            raise StoreError(f"{self.chain.leaf.name} is closed")
+        if count == 0:
+            return b""
+        shift = self._shift
+        first, last = offset >> shift, (offset + count - 1) >> shift
+        inside = offset - (first << shift)
+        if first == last:
+            run = self._finder.find(first)
+            if run.state is not State.STORED:
+                return bytes(count)
+            return self.chunk(first, run)[inside : inside + count]
+        return self._gather(first, last, inside, count)
+
+    def _gather(self, first: int, last: int, inside: int, count: int) -> bytes:
+        """``count`` bytes from ``inside`` chunk ``first``, over several chunks up to ``last``."""
+        parts: list[bytes | memoryview] = []
+        rest, chunk_no = count, first
+        while chunk_no <= last:
+            run = self._finder.find(chunk_no)
+            if run.state is State.STORED:
+                part: bytes | memoryview = self.chunk(chunk_no, run)
+                if inside or len(part) > rest:
+                    part = memoryview(part)[inside : inside + rest]
+                chunk_no += 1
+            else:
+                end = run.first + run.count
+                part = bytes(min(rest, (end - chunk_no) * self.chunk_size - inside))
+                chunk_no = end
+            parts.append(part)
+            rest, inside = rest - len(part), 0
+        return b"".join(parts)
+
+    def chunk(self, chunk_no: int, run: Run) -> bytes:
+        """The plain bytes of a stored chunk, from the cache or decoded and checked."""
+        return self._cache.get(chunk_no, lambda: self.decode(chunk_no, run))
+
+    def decode(self, chunk_no: int, run: Run) -> bytes:
+        """The plain bytes of a stored chunk, past the cache."""
+        layer = self.chain.layers[run.layer]
+        plain = layer.read_chunk(chunk_no, run.row + chunk_no - run.first)
+        expected = min(self.chunk_size, self.size - chunk_no * self.chunk_size)
+        if len(plain) != expected:
+            raise layer.bad(chunk_no, f"it is {len(plain)} bytes long instead of {expected}")
+        return plain
+
+    def cached(self, chunk_no: int) -> bool:
+        """True when the chunk is decoded, or being decoded."""
+        return chunk_no in self._cache
+
+    def run_of(self, chunk_no: int) -> Run:
+        return self._finder.find(chunk_no)
+
+    def runs(self, first: int = 0, end: int | None = None) -> Iterator[Run]:
+        """The runs of the resolved view from chunk ``first`` to before ``end``."""
+        return self.chain.table.between(first, self.chain.leaf.chunks if end is None else end)
+
+    def extents(self, offset: int, length: int, /) -> Iterator[Extent]:
+        count = clamp(self.size, offset, length)
+        if not count:
+            return
+        end = offset + count
+        held: Extent | None = None
+        for run in self.runs(offset >> self._shift, ((end - 1) >> self._shift) + 1):
+            start = max(offset, run.first << self._shift)
+            stop = min(end, (run.first + run.count) << self._shift)
+            if held is not None and held.state is run.state:
+                held = Extent(held.state, held.offset, stop - held.offset)
+                continue
+            if held is not None:
+                yield held
+            held = Extent(run.state, start, stop - start)
+        if held is not None:
+            yield held
+
+    def states_and_digests(
+        self, first: int, count: int
+    ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
+        """States (count,) of the chunks from ``first``, digests (count, 32): zeros where not stored."""
+        states = np.zeros(count, np.uint8)
+        digests = np.zeros((count, 32), np.uint8)
+        for run in self.runs(first, first + count):
+            at = slice(run.first - first, run.first - first + run.count)
+            states[at] = run.state
+            if run.state is State.STORED:
+                found = self.chain.layers[run.layer].digests(run.row, run.count)
+                digests[at] = np.frombuffer(found, np.uint8).reshape(-1, 32)
+        return states, digests
+
+    def view_digest(self) -> bytes:
+        """The view digest as the resolved chain gives it (FORMAT.md, 7)."""
+        hasher = ViewHasher(self.size, self.chunk_size)
+        for run in self.runs():
+            step = 65_536 if run.state is State.STORED else run.count
+            for start in range(0, run.count, step):
+                count = min(step, run.count - start)
+                stored = run.state is State.STORED
+                digests = self.chain.layers[run.layer].digests(run.row + start, count) if stored else b""
+                hasher.add(run.state, run.first + start, count, digests)
+        return hasher.digest()
+
+    def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self._cache.clear()
+            self.chain.close()

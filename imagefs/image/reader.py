@@ -1,0 +1,296 @@
+"""One image: its facts, its index, its chunks. No byte leaves here unverified."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+
+from imagefs.block.cache import BlockCache
+from imagefs.errors import ImagefsError, IntegrityError, StoreError
+from imagefs.format.codec import FRAME_SIZE, FrameHeader, decode_frame_header, decompress, digest_of
+from imagefs.format.extents import I64, Runs, decode_runs
+from imagefs.format.fields import MAX_CHUNK_SIZE, TAIL_SIZE, check
+from imagefs.format.header import PREAMBLE, Header, decode_header, header_length
+from imagefs.format.index import DirectoryEntry, Rows, decode_block, decode_directory
+from imagefs.format.trailer import (
+    DIRECTORY,
+    EXTENTS,
+    FOOTER_SIZE,
+    HEADER_COPY,
+    RANGES,
+    STANDS_FOR_TYPE,
+    SUMMARY_TYPE,
+    Section,
+    StandsFor,
+    Summary,
+    decode_footer,
+    decode_stands_for,
+    decode_summary,
+    decode_table,
+    seal_of,
+)
+from imagefs.image.runs import RunTable, child_table, full_table
+from imagefs.interfaces import Reader, State
+
+#: Resident index blocks of one chain, in bytes.
+INDEX_CACHE = 64 * 1024 * 1024
+#: A list of extents longer than this is not believed (it would be 64 million runs).
+MAX_SECTION = 2**30
+
+Value = TypeVar("Value")
+IndexCache = BlockCache[tuple[bytes, int], Rows]
+
+
+@dataclass(frozen=True, slots=True)
+class Tail:
+    """What the last 64 KiB of an image tell: everything a listing needs, sealed."""
+
+    header: Header
+    header_bytes: bytes
+    summary: Summary
+    seal: bytes
+    sections: dict[bytes, Section]
+    size: int
+
+    @property
+    def id(self) -> str:
+        return self.header.id
+
+    @property
+    def chunks(self) -> int:
+        return -(-self.summary.disk_size // self.header.chunk_size)
+
+
+def read_tail(reader: Reader, name: str = "") -> Tail:
+    """The tail of the image in ``reader``, checked against its seal. Costs one read.
+
+    Raises FormatError for what is no image, IntegrityError for a damaged one; both name ``name``.
+    """
+    return named(name, lambda: _read_tail(reader))
+
+
+def _read_tail(reader: Reader) -> Tail:
+    start = max(0, reader.size - TAIL_SIZE)
+    tail = reader.read_at(start, TAIL_SIZE)
+    check(len(tail) >= FOOTER_SIZE, "too short to be an imagefs image")
+    try:
+        footer = decode_footer(tail[-FOOTER_SIZE:], reader.size)
+    except ImagefsError:
+        # Something that never was an image deserves that answer, not one about its footer.
+        header_length(reader.read_at(0, PREAMBLE.size))
+        raise
+    table = tail[footer.table_offset - start : -FOOTER_SIZE]
+    sections = {part.type: part for part in decode_table(table, footer.table_offset)}
+    parts = {}
+    for type_ in (HEADER_COPY, SUMMARY_TYPE):
+        check(type_ in sections, f"the image has no section {type_.decode()}")
+        part = sections[type_]
+        check(part.offset >= start, f"section {type_.decode()} lies outside the tail")
+        parts[type_] = _checked(part, tail[part.offset - start : part.offset - start + part.length])
+    if seal_of(parts[HEADER_COPY], table) != footer.seal:
+        raise IntegrityError("the seal does not match")
+    header = decode_header(parts[HEADER_COPY])
+    check(header.image == footer.image, "header and footer name different images")
+    summary = decode_summary(parts[SUMMARY_TYPE])
+    return Tail(header, parts[HEADER_COPY], summary, footer.seal, sections, reader.size)
+
+
+def named(name: str, work: Callable[[], Value]) -> Value:
+    """``work()``, with the image's name put before what it raises."""
+    try:
+        return work()
+    except ImagefsError as error:
+        if name and not isinstance(error, StoreError) and "image" not in error.data:
+            error.message = f"{name}: {error.message}"
+            error.data["image"] = name
+        raise
+
+
+def _checked(section: Section, data: bytes) -> bytes:
+    if len(data) != section.length or digest_of(data) != section.digest:
+        name = section.type.decode("ascii", "replace")
+        raise IntegrityError(f"the digest of section {name} does not match", offset=section.offset)
+    return data
+
+
+class ImageReader:
+    """An open image. Thread-safe; owns ``reader``.
+
+    ``cache`` holds index blocks and may be shared by the layers of a chain.
+    """
+
+    def __init__(self, reader: Reader, name: str, *, cache: IndexCache | None = None) -> None:
+        self._reader = reader
+        self.name = name
+        self.tail = read_tail(reader, name)
+        self.header, self.summary, self.seal = self.tail.header, self.tail.summary, self.tail.seal
+        self._cache = cache if cache is not None else index_cache()
+        self.directory: list[DirectoryEntry] = named(name, self._open)
+        self._starts = [0]
+        for entry in self.directory:
+            self._starts.append(self._starts[-1] + entry.rows)
+
+    @property
+    def id(self) -> str:
+        return self.header.id
+
+    @property
+    def size(self) -> int:
+        """Bytes of the image object itself."""
+        return self._reader.size
+
+    @property
+    def disk_size(self) -> int:
+        return self.summary.disk_size
+
+    @property
+    def chunks(self) -> int:
+        return self.tail.chunks
+
+    @property
+    def rows(self) -> int:
+        """How many chunks are stored in this layer."""
+        return self._starts[-1]
+
+    def plain_length(self, chunk_no: int) -> int:
+        """Bytes of chunk ``chunk_no``: the chunk size, or what remains for the last one."""
+        size = self.header.chunk_size
+        return min(size, self.disk_size - chunk_no * size)
+
+    def _open(self) -> list[DirectoryEntry]:
+        front = self._reader.read_at(0, len(self.tail.header_bytes))
+        if front != self.tail.header_bytes:
+            raise IntegrityError("the header at the front differs from its sealed copy", offset=0)
+        directory = decode_directory(self.section(DIRECTORY), self._reader.size)
+        rows = sum(entry.rows for entry in directory)
+        check(
+            rows == self.summary.stored,
+            f"the index has {rows} rows, the summary counts {self.summary.stored}",
+        )
+        check(rows <= self.chunks, "the index has more rows than the disk has chunks")
+        return directory
+
+    def section(self, type_: bytes) -> bytes:
+        """The checked bytes of a section; empty when the image has none of that type."""
+        part = self.tail.sections.get(type_)
+        if part is None:
+            return b""
+        check(part.length <= MAX_SECTION, f"section {type_.decode('ascii', 'replace')} is impossibly long")
+        return _checked(part, self._reader.read_at(part.offset, part.length))
+
+    def extents(self) -> Runs:
+        """Zero, skipped and unreadable runs, in chunks."""
+        return named(self.name, lambda: decode_runs(self.section(EXTENTS), limit=self.chunks))
+
+    def ranges(self) -> Runs:
+        """Skipped and unreadable ranges in bytes, complete for this image, also inside stored chunks."""
+        states = (State.SKIPPED, State.UNREADABLE)
+        return named(
+            self.name, lambda: decode_runs(self.section(RANGES), limit=self.disk_size, states=states)
+        )
+
+    def stands_for(self) -> list[StandsFor]:
+        return named(self.name, lambda: decode_stands_for(self.section(STANDS_FOR_TYPE)))
+
+    def table(self, layer: int) -> RunTable:
+        """This layer's runs. For a full image nothing of the index is read."""
+        return named(self.name, lambda: self._table(layer))
+
+    def _table(self, layer: int) -> RunTable:
+        extents = self.extents()
+        if self.header.parent is None:
+            table = full_table(extents, self.chunks, layer)
+            stored = table.chunks_in(State.STORED)
+            check(
+                stored == self.rows, f"{stored} chunks should be stored, but the index has {self.rows} rows"
+            )
+            return table
+        return child_table(extents, self.chunk_nos(), self.chunks, layer)
+
+    def chunk_nos(self) -> I64:
+        """The chunk numbers of all rows, in order."""
+        parts = [self.block(i).chunk_no.astype(np.int64) for i in range(len(self.directory))]
+        return np.concatenate(parts) if parts else np.zeros(0, np.int64)
+
+    def block(self, number: int) -> Rows:
+        """Index block ``number``, checked when it was first read."""
+        key = (self.header.image.bytes, number)
+        return self._cache.get(key, lambda: named(self.name, lambda: self._read_block(number)))
+
+    def _read_block(self, number: int) -> Rows:
+        entry = self.directory[number]
+        rows = decode_block(self._reader.read_at(entry.offset, entry.length), entry)
+        ends = rows.offset + np.uint64(FRAME_SIZE) + rows.stored_length
+        check(bool((rows.offset <= self._reader.size).all()), "an index row points past the end of the image")
+        check(bool((ends <= entry.offset).all()), "an index row points past its index block")
+        check(bool((rows.stored_length <= MAX_CHUNK_SIZE).all()), "an index row claims too many bytes")
+        check(int(rows.chunk_no[-1]) < self.chunks, "an index row lies past the end of the disk")
+        return rows
+
+    def locate(self, row: int) -> tuple[Rows, int]:
+        """(index block, place in it) of row ``row`` of this layer."""
+        low, high = 0, len(self.directory)
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if self._starts[middle] <= row else (low, middle)
+        return self.block(low), row - self._starts[low]
+
+    def read_chunk(self, chunk_no: int, row: int) -> bytes:
+        """The plain bytes of ``chunk_no``, which is row ``row``; IntegrityError when they are wrong."""
+        rows, i = self.locate(row)
+        if rows.chunk_no[i] != chunk_no:
+            raise self.bad(chunk_no, "the index holds another chunk in its place")
+        offset, length = int(rows.offset[i]) + FRAME_SIZE, int(rows.stored_length[i])
+        try:
+            plain = decompress(
+                int(rows.codec[i]), self._reader.read_at(offset, length), self.plain_length(chunk_no)
+            )
+        except StoreError:
+            raise
+        except ImagefsError as error:
+            raise self.bad(chunk_no, error.message) from error
+        if digest_of(plain) != rows.digest[i].tobytes():
+            raise self.bad(chunk_no, "its digest does not match")
+        return plain
+
+    def digests(self, row: int, count: int) -> bytes:
+        """The digests of ``count`` rows from ``row``, 32 bytes each."""
+        parts = []
+        while count > 0:
+            rows, i = self.locate(row)
+            part = rows.digest[i : i + count]
+            parts.append(part.tobytes())
+            row, count = row + len(part), count - len(part)
+        return b"".join(parts)
+
+    def frame(self, rows: Rows, i: int) -> tuple[FrameHeader, bytes]:
+        """Header and stored bytes of a frame as they lie in the object; for verify and merge."""
+        length = int(rows.stored_length[i])
+        data = self._reader.read_at(int(rows.offset[i]), FRAME_SIZE + length)
+        return decode_frame_header(data), data[FRAME_SIZE:]
+
+    def blocks(self) -> Iterator[Rows]:
+        """All index blocks in order."""
+        return (self.block(number) for number in range(len(self.directory)))
+
+    def bad(self, chunk_no: int, reason: str) -> IntegrityError:
+        """The error for a chunk that must not be believed."""
+        return IntegrityError(
+            f"{self.name}: chunk {chunk_no} is damaged: {reason}",
+            hint="run `imagefs verify` on the image, and restore the file from another copy of it",
+            image=self.id,
+            chunk=chunk_no,
+            offset=chunk_no * self.header.chunk_size,
+            length=self.plain_length(chunk_no),
+        )
+
+    def close(self) -> None:
+        self._reader.close()
+
+
+def index_cache(limit: int = INDEX_CACHE) -> IndexCache:
+    """An empty cache for index blocks."""
+    return BlockCache(limit, lambda rows: rows.nbytes)
