@@ -1,0 +1,91 @@
+"""What ``stat`` says of the things the mount shows. Values only; knows neither FUSE nor readers."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from dataclasses import dataclass
+
+from imagefs.interfaces import Entry, EntryType
+
+_TYPE_BITS = {
+    EntryType.FILE: stat.S_IFREG,
+    EntryType.DIRECTORY: stat.S_IFDIR,
+    EntryType.SYMLINK: stat.S_IFLNK,
+    EntryType.FIFO: stat.S_IFIFO,
+    EntryType.SOCKET: stat.S_IFSOCK,
+    EntryType.OTHER: stat.S_IFREG,
+}
+_INODE_BITS = 48
+_MAX_SIZE = 2**63 - 1
+_MAX_ID = 2**32 - 2  # 2**32 - 1 means "leave it" to chown and "nobody" to the kernel's id maps
+
+
+@dataclass(frozen=True, slots=True)
+class Attributes:
+    """The fields of ``stat`` that the mount fills; times in ns since 1970, ``mode`` with type bits."""
+
+    mode: int
+    size: int
+    inode: int
+    nlink: int = 1
+    uid: int = 0
+    gid: int = 0
+    mtime_ns: int = 0
+    atime_ns: int = 0
+    ctime_ns: int = 0
+    rdev: int = 0
+
+    @property
+    def is_directory(self) -> bool:
+        return stat.S_ISDIR(self.mode)
+
+
+def attributes_of(entry: Entry, slot: int) -> Attributes:
+    """What an entry of the file system in ``slot`` (0, 1, …) shows: its own mode, owner and times.
+
+    A time that is unknown follows the modification time, an unknown modification time is 1970.
+    """
+    mtime = entry.mtime_ns or 0
+    return Attributes(
+        mode=_type_bits(entry) | stat.S_IMODE(entry.mode),
+        size=min(max(entry.size, 0), _MAX_SIZE),
+        inode=inode_of(entry, slot),
+        nlink=min(max(entry.nlink, 1), 2**32 - 1),
+        uid=min(max(entry.uid, 0), _MAX_ID),
+        gid=min(max(entry.gid, 0), _MAX_ID),
+        mtime_ns=mtime,
+        atime_ns=mtime if entry.atime_ns is None else entry.atime_ns,
+        ctime_ns=mtime if entry.ctime_ns is None else entry.ctime_ns,
+        rdev=_device_number(entry),
+    )
+
+
+def inode_of(entry: Entry, slot: int) -> int:
+    """A number that stays the same from mount to mount: slot + 1, then The Sleuth Kit's address.
+
+    Hard links share theirs. An NTFS stream (``file:stream``) has the address of its file and must
+    not look like a link to it, so it gets a hash in the upper half of the slot, as does any address
+    that is not a number of 47 bits.
+    """
+    number = entry.inode.split("-", 1)[0]
+    is_stream = "-" in entry.inode and b":" in entry.name
+    low = int(number) if number.isascii() and number.isdigit() and len(number) < 16 else -1
+    if is_stream or not 0 < low < 1 << (_INODE_BITS - 1):
+        digest = hashlib.blake2b(entry.inode.encode("utf-8", "surrogateescape"), digest_size=8).digest()
+        low = int.from_bytes(digest, "little") >> 17 | 1 << (_INODE_BITS - 1)
+    return (slot + 1) << _INODE_BITS | low
+
+
+def _type_bits(entry: Entry) -> int:
+    if entry.type is EntryType.DEVICE:
+        return stat.S_IFBLK if "block" in entry.flags else stat.S_IFCHR
+    return _TYPE_BITS[entry.type]
+
+
+def _device_number(entry: Entry) -> int:
+    if entry.rdev is None:
+        return 0
+    major, minor = entry.rdev
+    return os.makedev(major & 0xFFF, minor & 0xFFFFF)

@@ -1,0 +1,103 @@
+"""What the mount remembers of file systems: entries by path and whole folders, bounded in entries.
+
+An image never changes, so nothing here ever goes stale; it is only dropped, least used first.
+Knows nothing of FUSE and never reads anything itself.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass
+
+from imagefs.interfaces import Entry
+
+#: One entry costs about 700 bytes, so both caches together stay under some 60 MB.
+MAX_ENTRIES = 65_536
+MAX_PATHS = 16_384
+
+
+@dataclass(frozen=True, slots=True)
+class Folder:
+    """Every entry of one directory by name, and what it takes to say "no such name" without a look."""
+
+    entries: dict[bytes, Entry]
+    lowered: frozenset[bytes] | None  # None: has names whose case only the file system can fold
+
+    @classmethod
+    def of(cls, entries: dict[bytes, Entry]) -> Folder:
+        plain = all(name.isascii() for name in entries)
+        return cls(entries, frozenset(name.lower() for name in entries) if plain else None)
+
+    def lacks(self, name: bytes, *, case_insensitive: bool) -> bool:
+        """True when ``name`` surely is not here; False when it is, or when it takes a look."""
+        if name in self.entries:
+            return False
+        if not case_insensitive:
+            return True
+        return self.lowered is not None and name.isascii() and name.lower() not in self.lowered
+
+
+class EntryCache:
+    """Folders and single paths, each with a bound. Safe to call from several threads.
+
+    Keys are ``(slot, path)``: the file system's slot and a raw path inside it. A path that is known
+    not to be there is kept as None.
+    """
+
+    def __init__(self, max_entries: int = MAX_ENTRIES, max_paths: int = MAX_PATHS) -> None:
+        self._lock = threading.Lock()
+        self._folders: OrderedDict[tuple[int, bytes], Folder] = OrderedDict()
+        self._paths: OrderedDict[tuple[int, bytes], Entry | None] = OrderedDict()
+        self._held = 0
+        self._max_entries = max_entries
+        self._max_paths = max_paths
+
+    @property
+    def largest_folder(self) -> int:
+        """Folders with more entries than this are not kept; one must not push out all others."""
+        return self._max_entries // 2
+
+    def folder(self, slot: int, path: bytes) -> Folder | None:
+        with self._lock:
+            folder = self._folders.get((slot, path))
+            if folder is not None:
+                self._folders.move_to_end((slot, path))
+            return folder
+
+    def keep_folder(self, slot: int, path: bytes, entries: dict[bytes, Entry]) -> None:
+        """Keep a complete listing; a folder that is too large is silently not kept."""
+        if len(entries) > self.largest_folder:
+            return
+        folder = Folder.of(entries)
+        with self._lock:
+            old = self._folders.pop((slot, path), None)
+            self._held += _weight(folder) - (_weight(old) if old else 0)
+            self._folders[slot, path] = folder
+            while self._held > self._max_entries:
+                _, dropped = self._folders.popitem(last=False)
+                self._held -= _weight(dropped)
+
+    def path(self, slot: int, path: bytes) -> tuple[bool, Entry | None]:
+        """(known, entry): entry is None where the path is known not to exist."""
+        with self._lock:
+            if (slot, path) not in self._paths:
+                return False, None
+            self._paths.move_to_end((slot, path))
+            return True, self._paths[slot, path]
+
+    def keep_path(self, slot: int, path: bytes, entry: Entry | None) -> None:
+        with self._lock:
+            self._paths[slot, path] = entry
+            self._paths.move_to_end((slot, path))
+            while len(self._paths) > self._max_paths:
+                self._paths.popitem(last=False)
+
+    def counts(self) -> tuple[int, int]:
+        """(entries held by folders, single paths held)."""
+        with self._lock:
+            return self._held, len(self._paths)
+
+
+def _weight(folder: Folder) -> int:
+    return len(folder.entries) + 1  # an empty folder is not free either

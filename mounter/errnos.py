@@ -1,0 +1,27 @@
+"""Which errno the kernel hears for which of our errors. Knows no FUSE and does no I/O."""
+
+from __future__ import annotations
+
+import errno
+
+from imagefs.errors import ImagefsError, PathNotFound
+
+
+def errno_of(error: BaseException) -> int:
+    """The errno that answers ``error``: ENOENT for a missing path, its own for an OSError, else EIO.
+
+    EIO is also the answer to a plain bug: a reader of the mount must never take it for "no data".
+    """
+    if isinstance(error, PathNotFound):
+        return errno.ENOENT
+    if isinstance(error, OSError) and error.errno:
+        return error.errno
+    return errno.EIO
+
+
+def line_of(error: BaseException, where: str) -> str:
+    """One log line about ``error``: what was asked for, what happened, and the numbers it carries."""
+    if not isinstance(error, ImagefsError):
+        return f"{where}: {type(error).__name__}: {error}"
+    facts = " ".join(f"{key}={value}" for key, value in error.data.items() if value is not None)
+    return f"{where}: {error.code}: {error.message}" + (f" [{facts}]" if facts else "")

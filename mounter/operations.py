@@ -1,0 +1,223 @@
+"""The FUSE operations: each answers from the tree, and turns what goes wrong into an errno.
+
+Read-only throughout. A read is answered whole or with an error, never short except at end of file:
+after one short reply the kernel serves the rest as end of file and ``dd`` exits 0.
+
+Knows the tree; does not import FUSE. Paths and names are bytes carried in ``str`` as Latin-1, which
+loses nothing and is how the binding is told to decode (mounter/binding.py).
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import NoReturn
+
+from imagefs.interfaces import Reader
+from mounter.attributes import Attributes
+from mounter.errnos import errno_of, line_of
+from mounter.folderstream import FolderStream
+from mounter.tree import MountTree
+
+ENCODING = "latin-1"
+_BLOCK = 4096
+#: So many different errors are logged; a mount over a dying disk must not fill the log's one.
+MAX_LOGGED = 10_000
+
+
+@dataclass(slots=True)
+class _OpenFile:
+    attributes: Attributes
+    reader: Reader
+    size: int
+    owned: bool
+    path: str
+
+
+@dataclass(slots=True)
+class _OpenFolder:
+    attributes: Attributes
+    stream: FolderStream
+    path: str
+
+
+class MountOperations:
+    """What libfuse calls. Safe to call from several threads.
+
+    ``log`` hears one line about each new error; ``on_error`` the number of failed requests so far;
+    ``on_init`` is called once when the kernel has the mount, from the dispatcher: it must be quick
+    and must not touch the mount.
+    """
+
+    use_ns = True  # times are integers in ns
+    flag_nopath = flag_nullpath_ok = 1  # a read needs its handle only; spares libfuse the path
+
+    def __init__(
+        self,
+        tree: MountTree,
+        *,
+        log: Callable[[str], None],
+        on_error: Callable[[int], None] = lambda count: None,
+        on_init: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._tree = tree
+        self._log = log
+        self._on_error = on_error
+        self._on_init = on_init
+        self._numbers = itertools.count(1)
+        self._files: dict[int, _OpenFile] = {}
+        self._folders: dict[int, _OpenFolder] = {}
+        self._logged: set[str] = set()
+        self._lock = threading.Lock()
+        self.errors = 0
+
+    def init(self, path: str) -> None:
+        self._on_init()
+
+    def getattr(self, path: str | None, fh: int | None = None) -> dict[str, int]:
+        try:
+            return _stat_of(self._attributes(path, fh))
+        except Exception as error:
+            self._fail(error, f"stat {path!r}")
+
+    def _attributes(self, path: str | None, fh: int | None) -> Attributes:
+        if path is not None:
+            return self._tree.find(path.encode(ENCODING)).attributes
+        opened = self._files.get(fh or 0) or self._folders.get(fh or 0)
+        if opened is None:
+            raise OSError(errno.EBADF, "no such handle")
+        return opened.attributes
+
+    def readlink(self, path: str) -> str:
+        try:
+            return self._tree.readlink(self._tree.find(path.encode(ENCODING))).decode(ENCODING)
+        except Exception as error:
+            self._fail(error, f"readlink {path!r}")
+
+    def open(self, path: str, flags: int) -> int:
+        if flags & os.O_ACCMODE != os.O_RDONLY:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        try:
+            node = self._tree.find(path.encode(ENCODING))
+            opened = self._tree.open(node)
+        except Exception as error:
+            self._fail(error, f"open {path!r}")
+        number = next(self._numbers)
+        self._files[number] = _OpenFile(
+            node.attributes, opened.reader, opened.reader.size, opened.owned, path
+        )
+        return number
+
+    def read(self, path: str | None, size: int, offset: int, fh: int) -> bytes:
+        file = self._files[fh]
+        try:
+            data = file.reader.read_at(offset, size)
+        except Exception as error:
+            self._fail(error, f"read {size} bytes at {offset} of {file.path!r}")
+        if len(data) != size and len(data) != max(0, min(size, file.size - offset)):
+            short = OSError(errno.EIO, f"the reader gave {len(data)} bytes")
+            self._fail(short, f"read {size} bytes at {offset} of {file.path!r}")
+        return data
+
+    def release(self, path: str | None, fh: int) -> int:
+        file = self._files.pop(fh, None)
+        if file is not None and file.owned:
+            try:
+                file.reader.close()
+            except Exception as error:
+                self._fail(error, f"close {file.path!r}")
+        return 0
+
+    def opendir(self, path: str) -> int:
+        try:
+            node = self._tree.find(path.encode(ENCODING))
+        except Exception as error:
+            self._fail(error, f"open {path!r}")
+        number = next(self._numbers)
+        stream = FolderStream(lambda: self._tree.children(node), node.attributes)
+        self._folders[number] = _OpenFolder(node.attributes, stream, path)
+        return number
+
+    def readdir_with_offset(
+        self, path: str | None, offset: int, fh: int
+    ) -> Iterator[tuple[str, dict[str, int], int]]:
+        """One buffer of a folder. Damage in the middle ends this buffer; the next one gets the error,
+        so that what can be listed is."""
+        position = offset
+        try:
+            for item in self._listed(offset, fh):
+                position = item[2]
+                yield item
+        except OSError:
+            if position == offset:
+                raise
+
+    def readdir(self, path: str | None, fh: int) -> Iterator[tuple[str, dict[str, int], int]]:
+        """The whole folder at once, for a binding that knows no offsets."""
+        return ((name, attributes, 0) for name, attributes, _ in self._listed(0, fh))
+
+    def _listed(self, offset: int, fh: int) -> Iterator[tuple[str, dict[str, int], int]]:
+        folder = self._folders[fh]
+        try:
+            for position, name, attributes in folder.stream.since(offset):
+                yield name.decode(ENCODING), _stat_of(attributes), position
+        except Exception as error:
+            self._fail(error, f"list {folder.path!r}")
+
+    def releasedir(self, path: str | None, fh: int) -> int:
+        self._folders.pop(fh, None)
+        return 0
+
+    def statfs(self, path: str) -> dict[str, int]:
+        blocks = -(-self._tree.size // _BLOCK)
+        return {"f_bsize": _BLOCK, "f_frsize": _BLOCK, "f_blocks": blocks, "f_namemax": 255}
+
+    def close_files(self) -> None:
+        """Close what is still open when the mount has ended."""
+        for number in list(self._files):
+            self.release(None, number)
+
+    def _fail(self, error: Exception, where: str) -> NoReturn:
+        number = errno_of(error)
+        if number == errno.EIO:
+            self._note(error, where)
+        raise OSError(number, os.strerror(number)) from error
+
+    def _note(self, error: Exception, where: str) -> None:
+        """Count a failed request; log it unless the same thing was said before.
+
+        The kernel asks for a bad page again and again, each time with other borders.
+        """
+        with self._lock:
+            self.errors += 1
+            count = self.errors
+            what = line_of(error, "")
+            fresh = what not in self._logged and len(self._logged) < MAX_LOGGED
+            if fresh:
+                self._logged.add(what)
+                last = len(self._logged) == MAX_LOGGED
+        if fresh:
+            self._log(line_of(error, where))
+            if last:
+                self._log("further errors are counted but not logged")
+        self._on_error(count)
+
+
+def _stat_of(attributes: Attributes) -> dict[str, int]:
+    return {
+        "st_mode": attributes.mode,
+        "st_ino": attributes.inode,
+        "st_nlink": attributes.nlink,
+        "st_uid": attributes.uid,
+        "st_gid": attributes.gid,
+        "st_rdev": attributes.rdev,
+        "st_size": attributes.size,
+        "st_blocks": -(-attributes.size // 512),
+        "st_mtime": attributes.mtime_ns,
+        "st_atime": attributes.atime_ns,
+        "st_ctime": attributes.ctime_ns,
+    }

@@ -1,0 +1,152 @@
+"""One volume as the mount shows it: its file system, opened when first asked for, and its entries.
+
+Pure: knows Readers and FileSystems, not FUSE, and nothing of where they come from.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from imagefs.errors import BrowseError, FormatError, ImagefsError, IntegrityError, PathNotFound
+from imagefs.interfaces import Entry, FileSystem, Reader
+from mounter.entrycache import EntryCache
+from mounter.errnos import line_of
+
+#: The kernel's FUSE_NAME_MAX; one longer name would make it refuse the whole folder.
+NAME_MAX = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class VolumeSpec:
+    """A volume to show: its id (``p1``), its bytes, and how to open the file system it may hold."""
+
+    id: str
+    reader: Reader
+    open_filesystem: Callable[[], FileSystem]
+
+
+class VolumeTree:
+    """The entries of one volume. Safe to call from several threads; nothing opens before it is asked for."""
+
+    def __init__(self, spec: VolumeSpec, slot: int, *, cache: EntryCache, log: Callable[[str], None]) -> None:
+        self.spec = spec
+        self.slot = slot
+        self._cache = cache
+        self._log = log
+        self._lock = threading.Lock()
+        self._filesystem: FileSystem | None = None
+        self._root: Entry | None = None
+        self._reason: str | None = None
+
+    def reason(self) -> str | None:
+        """Why there is no tree to show, None when there is one. Opens the file system.
+
+        What the bytes of the volume cause is remembered; what a store or a device causes may pass,
+        and is tried again the next time.
+        """
+        with self._lock:
+            if self._filesystem is not None or self._reason is not None:
+                return self._reason
+            try:
+                self._open()
+            except (BrowseError, FormatError, IntegrityError) as error:
+                self._reason = error.message
+                return self._reason
+            except ImagefsError as error:
+                self._log(line_of(error, self.spec.id))
+                return error.message
+            except Exception as error:  # a parser's bug costs one tree, not the whole mount
+                self._log(line_of(error, self.spec.id))
+                self._reason = f"its file system cannot be read ({type(error).__name__}: {error})"
+                return self._reason
+            return None
+
+    def _open(self) -> None:
+        filesystem = self.spec.open_filesystem()
+        try:
+            self._root = filesystem.root()
+        except BaseException:
+            filesystem.close()
+            raise
+        self._filesystem = filesystem
+
+    @property
+    def filesystem(self) -> FileSystem:
+        """The open file system; PathNotFound where there is none."""
+        reason = self.reason()
+        if self._filesystem is None:
+            raise PathNotFound(f"{self.spec.id} shows no files: {reason}")
+        return self._filesystem
+
+    def lookup(self, path: bytes) -> Entry:
+        """The entry at ``path``, from memory where possible; PathNotFound if there is none."""
+        filesystem = self.filesystem
+        if path == b"/" and self._root is not None:
+            return self._root
+        known, entry = self._cache.path(self.slot, path)
+        if not known:
+            known, entry = self._from_folder(path, case_insensitive=filesystem.case_insensitive)
+        if not known:
+            entry = _ask(filesystem, path)
+            self._cache.keep_path(self.slot, path, entry)
+        if entry is None:
+            raise PathNotFound(f"no {path!r} in {self.spec.id}", path=path)
+        return entry
+
+    def _from_folder(self, path: bytes, *, case_insensitive: bool) -> tuple[bool, Entry | None]:
+        parent, _, name = path.rpartition(b"/")
+        _, above = self._cache.path(self.slot, parent or b"/")
+        folder = self._cache.folder(self.slot, above.path if above else parent or b"/")
+        if not name or folder is None:
+            return False, None
+        if folder.lacks(name, case_insensitive=case_insensitive):
+            return True, None
+        entry = folder.entries.get(name)
+        return entry is not None, entry
+
+    def children(self, entry: Entry) -> Iterator[Entry]:
+        """The entries of a directory, as they come; a complete listing is remembered.
+
+        Names that no path could say (a slash, a NUL, too long) are left out with a log line: the
+        kernel would refuse the whole folder for one of them.
+        """
+        folder = self._cache.folder(self.slot, entry.path)
+        if folder is not None:
+            yield from folder.entries.values()
+            return
+        seen: dict[bytes, Entry] = {}
+        limit = self._cache.largest_folder
+        complete = True
+        for child in self.filesystem.children(entry):
+            if not _can_be_named(child, entry):
+                self._log(f"{self.spec.id}: left out of {entry.path!r}: the name of {child.path[:2000]!r}")
+                continue
+            if len(seen) < limit:
+                seen[child.name] = child
+            else:
+                complete = False
+            yield child
+        if complete:
+            self._cache.keep_folder(self.slot, entry.path, seen)
+
+    def close(self) -> None:
+        with self._lock:
+            if self._filesystem is not None:
+                self._filesystem.close()
+        self.spec.reader.close()
+
+
+def _ask(filesystem: FileSystem, path: bytes) -> Entry | None:
+    try:
+        return filesystem.lookup(path)
+    except PathNotFound:
+        return None
+
+
+def _can_be_named(child: Entry, parent: Entry) -> bool:
+    name = child.name
+    if name in (b"", b".", b"..") or b"\0" in name or len(name) > NAME_MAX:
+        return False
+    return child.path == parent.path.rstrip(b"/") + b"/" + name

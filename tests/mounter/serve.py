@@ -1,0 +1,93 @@
+"""A mount in a process of its own, for the tests: ``python -m tests.mounter.serve DIR JSON [--ready-fd N]``.
+
+JSON may hold: kind, state_dir, log, allow_other, threads, binding, path (a file to show as p1.raw).
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from imagefs.block.views import BytesReader
+from imagefs.errors import ImagefsError
+from mounter.background import Readiness
+from mounter.session import MountOptions, run_foreground
+from mounter.tree import MountSpec, VolumeSpec
+from tests.mounter.fakes import (
+    BadReader,
+    FakeFileSystem,
+    ShortReader,
+    SlowReader,
+    file,
+    no_filesystem,
+    noise,
+    spec_of,
+    usual_spec,
+)
+
+
+def say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+def many_files() -> FakeFileSystem:
+    return FakeFileSystem([file(b"/file-%06d" % at, at, inode=str(100 + at)) for at in range(5000)])
+
+
+def build(settings: dict[str, Any]) -> MountSpec:
+    kinds: dict[str, Callable[[], MountSpec]] = {
+        "usual": usual_spec,
+        "bad": lambda: spec_of(BadReader(noise(1 << 20), range(300_000, 365_536))),
+        "short": lambda: spec_of(ShortReader(noise(1 << 20))),
+        "slow": lambda: spec_of(SlowReader(noise(8 << 20))),
+        "many": lambda: spec_of(BytesReader(b""), VolumeSpec("p1", BytesReader(b""), many_files)),
+        "named": lambda: spec_of(BytesReader(noise(5000)), fsname='a, "b" \\c\n ü'),
+        "file": lambda: _file_spec(Path(settings["path"])),
+    }
+    return kinds[settings.get("kind", "usual")]()
+
+
+def _file_spec(path: Path) -> MountSpec:
+    data = path.read_bytes()
+    return spec_of(BytesReader(data), VolumeSpec("p1", BytesReader(data), no_filesystem))
+
+
+def main(argv: list[str]) -> int:
+    directory, settings = argv[0], json.loads(argv[1])
+    ready = Readiness(int(argv[argv.index("--ready-fd") + 1])) if "--ready-fd" in argv else None
+
+    def announce() -> None:
+        say("ready")
+        if ready:
+            ready.ready()
+
+    options = MountOptions(
+        image="test image",
+        allow_other=settings.get("allow_other", False),
+        threads=settings.get("threads", 1),
+        binding=settings.get("binding", ""),
+        state_dir=Path(settings["state_dir"]) if "state_dir" in settings else None,
+        log=settings.get("log", ""),
+    )
+    try:
+        number = run_foreground(
+            build(settings),
+            directory,
+            options,
+            log=lambda line: say(f"log: {line}"),
+            on_ready=announce,
+        )
+    except ImagefsError as error:
+        say(f"error: {error.message} | {error.hint}")
+        if ready:
+            ready.failed(error)
+        return error.exit_code
+    return 128 + number if number else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
