@@ -1,0 +1,140 @@
+"""Tools and disks that we did not write: finding them, running them, and being loud without them.
+
+A missing tool skips by name, but fails where ``CI=true``; a missing corpus always skips by name.
+Root-only tests are marked with ``root_only`` and left out by name for everybody else.
+"""
+
+from __future__ import annotations
+
+import bz2
+import contextlib
+import gzip
+import lzma
+import os
+import tarfile
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import pytest
+
+from fixtures.tools import ToolError, missing_sentence, run_tool, tool_path
+
+__all__ = [
+    "ToolError",
+    "corpus_file",
+    "corpus_folder",
+    "loop_device",
+    "loop_mounted",
+    "need_tool",
+    "root_only",
+    "run_tool",
+    "tool_text",
+    "unpack",
+    "unpacked_corpus_file",
+]
+
+root_only = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: kernel mounts and loop devices")
+
+_OPENERS: dict[str, Any] = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
+_BLOCK = 1 << 20
+
+
+def need_tool(*names: str) -> None:
+    """Go on only if every tool is installed; otherwise skip by name, or fail in CI."""
+    for name in names:
+        if tool_path(name) is None:
+            if os.environ.get("CI") == "true":
+                pytest.fail(missing_sentence(name))
+            pytest.skip(missing_sentence(name))
+
+
+def tool_text(*argv: str | os.PathLike[str], timeout: float = 60) -> str:
+    """What a tool prints on stdout; the test is skipped, or failed in CI, when it is missing."""
+    need_tool(os.fspath(argv[0]))
+    return run_tool(argv, timeout=timeout).stdout.decode("utf-8", "surrogateescape")
+
+
+def corpus_folder() -> Path:
+    """The folder of third-party disks, named by ``IMAGEFS_CORPUS``."""
+    place = os.environ.get("IMAGEFS_CORPUS")
+    if not place:
+        pytest.skip("the corpus of third-party disks is not here: IMAGEFS_CORPUS is not set")
+    folder = Path(place)
+    if not (folder / "MANIFEST.tsv").is_file():
+        pytest.skip(f"the corpus of third-party disks is not in {folder}")
+    return folder
+
+
+def corpus_file(name: str) -> Path:
+    """A file of the corpus, never to be written; it fails when the corpus is there and the file not."""
+    path = corpus_folder() / name
+    assert path.is_file(), f"{name} is not in the corpus"
+    return path
+
+
+def unpacked_corpus_file(name: str, folder: Path, *, member: str = "*") -> Path:
+    """``corpus_file`` unpacked into ``folder``: the file inside, or the one that matches ``member``."""
+    result = unpack(corpus_file(name), folder)
+    if result.is_file():
+        return result
+    found = sorted(path for path in result.rglob(member) if path.is_file())
+    assert len(found) == 1, f"{name} holds {len(found)} files like {member}"
+    return found[0]
+
+
+def unpack(path: Path, folder: Path) -> Path:
+    """Unpack a zip or tar into ``folder`` and give that, or a gz, xz, bz2 and give the one file.
+
+    Any other file is copied. Long runs of zeros become holes.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".zip":
+        with zipfile.ZipFile(path) as archive:
+            archive.extractall(folder)
+        return folder
+    if path.suffix == ".tgz" or ".tar" in path.suffixes:
+        with tarfile.open(path) as archive:
+            archive.extractall(folder, filter="data")
+        return folder
+    opener = _OPENERS.get(path.suffix)
+    target = folder / (path.stem if opener else path.name)
+    with opener(path, "rb") if opener else path.open("rb") as packed:
+        _copy_sparse(packed, target)
+    return target
+
+
+def _copy_sparse(source: IO[bytes], target: Path) -> None:
+    with target.open("wb") as stream:
+        while block := source.read(_BLOCK):
+            if block.count(0) == len(block):
+                stream.seek(len(block), os.SEEK_CUR)
+            else:
+                stream.write(block)
+        stream.truncate(stream.tell())
+
+
+@contextlib.contextmanager
+def loop_device(path: Path, *, offset: int = 0, size: int | None = None) -> Iterator[str]:
+    """A read-only loop device over ``path``; root only."""
+    words = ["losetup", "--read-only", "--find", "--show", f"--offset={offset}"]
+    words += [f"--sizelimit={size}"] if size is not None else []
+    device = tool_text(*words, path).strip()
+    try:
+        yield device
+    finally:
+        run_tool(["losetup", "--detach", device])
+
+
+@contextlib.contextmanager
+def loop_mounted(path: Path, folder: Path, *, fs_type: str, options: str = "ro") -> Iterator[Path]:
+    """``path`` mounted by the kernel on ``folder``; root only. ext4 wants ``ro,noload`` for a dirty one."""
+    need_tool("mount", "umount")
+    folder.mkdir(parents=True, exist_ok=True)
+    with loop_device(path) as device:
+        run_tool(["mount", "-t", fs_type, "-o", options, device, folder])
+        try:
+            yield folder
+        finally:
+            run_tool(["umount", folder])
