@@ -76,11 +76,13 @@ class ViewHasher:
     """The view digest, fed in disk order.
 
     BLAKE3 over disk size and chunk size, then for each maximal run (state, first, count) and, where
-    the run is stored, the BLAKE3 over the digests of its chunks: a run of any length streams.
+    the run is stored, the BLAKE3 over the digests of its chunks: a run of any length streams, and
+    the disk size need be known only at the end. Memory follows the number of runs.
     """
 
-    def __init__(self, disk_size: int, chunk_size: int) -> None:
-        self._hash = blake3(VIEW_HEAD.pack(disk_size, chunk_size))
+    def __init__(self, chunk_size: int) -> None:
+        self._chunk_size = chunk_size
+        self._records = bytearray()
         self._state: State | None = None
         self._first = self._count = 0
         self._digests = blake3()
@@ -95,15 +97,15 @@ class ViewHasher:
         if state is State.STORED:
             self._digests.update(digests)
 
-    def digest(self) -> bytes:
+    def digest(self, disk_size: int) -> bytes:
         """The 32 bytes; nothing may be added after."""
         self._close_run()
         self._state = None
-        return self._hash.digest()
+        return blake3(VIEW_HEAD.pack(disk_size, self._chunk_size)).update(self._records).digest()
 
     def _close_run(self) -> None:
         if self._state is None:
             return
-        self._hash.update(VIEW_RUN.pack(self._state, self._first, self._count))
+        self._records += VIEW_RUN.pack(self._state, self._first, self._count)
         if self._state is State.STORED:
-            self._hash.update(self._digests.digest())
+            self._records += self._digests.digest()

@@ -11,9 +11,9 @@ from uuid import UUID
 from imagefs.errors import ChainError, ImagefsError
 from imagefs.format.header import Header, Kind
 from imagefs.format.trailer import STANDS_FOR_TYPE, Summary
-from imagefs.image.chain import Chain, open_chain
+from imagefs.image.chain import Chain, FindImages, find_parent, open_chain
 from imagefs.image.disk import CHUNK_CACHE, VirtualDisk
-from imagefs.image.reader import ImageReader, Tail, index_cache, read_tail
+from imagefs.image.reader import ImageReader, IndexCache, Tail, index_cache, read_tail
 from imagefs.interfaces import ObjectInfo, ObjectStore
 
 SUFFIX = ".imagefs"
@@ -101,38 +101,50 @@ class Catalog:
         fulls = [info for info in self.images if info.header.kind is Kind.FULL]
         return fulls[-1] if fulls else None
 
+    def open_image(self, info: ImageInfo, *, cache: IndexCache | None = None) -> ImageReader:
+        """One image without its chain. Raises FormatError, IntegrityError, StoreError."""
+        reader = self.store.open(info.name)
+        try:
+            return ImageReader(reader, info.name, cache=cache)
+        except BaseException:
+            reader.close()
+            raise
+
     def open_chain(self, info: ImageInfo) -> Chain:
         """The chain of ``info``. Raises ChainError, FormatError, IntegrityError."""
         cache = index_cache()
+        leaf = self.open_image(info, cache=cache)
+        try:
+            return open_chain(leaf, self._finder(cache))
+        except BaseException as error:
+            leaf.close()
+            if isinstance(error, ChainError):
+                self._explain(error)
+            raise
 
-        def open_image(wanted: ImageInfo) -> ImageReader:
-            reader = self.store.open(wanted.name)
-            try:
-                return ImageReader(reader, wanted.name, cache=cache)
-            except BaseException:
-                reader.close()
-                raise
+    def check_parent(self, info: ImageInfo) -> None:
+        """ChainError unless the parent of ``info`` is here and is the one it was sealed with."""
+        child = self.open_image(info)
+        try:
+            find_parent(child, self._finder(index_cache())).close()
+        except ChainError as error:
+            self._explain(error)
+            raise
+        finally:
+            child.close()
 
+    def _finder(self, cache: IndexCache) -> FindImages:
         def find(uuid: UUID) -> list[ImageReader]:
             found = [self.by_uuid[uuid]] if uuid in self.by_uuid else []
             found += [other for other in self._substitutes() if other.uuid != uuid]
-            readers = [open_image(wanted) for wanted in found]
+            readers = [self.open_image(wanted, cache=cache) for wanted in found]
             fitting = [r for r in readers if r.header.image == uuid or _lists(r, uuid)]
             for reader in readers:
                 if reader not in fitting:
                     reader.close()
             return fitting
 
-        leaf = open_image(info)
-        try:
-            return open_chain(leaf, find)
-        except ChainError as error:
-            leaf.close()
-            self._explain(error)
-            raise
-        except BaseException:
-            leaf.close()
-            raise
+        return find
 
     def open_disk(self, info: ImageInfo, *, cache_bytes: int = CHUNK_CACHE) -> VirtualDisk:
         """The virtual disk at ``info``; closing it closes everything it opened."""

@@ -40,7 +40,7 @@ def open_chain(leaf: ImageReader, find: FindImages) -> Chain:
         while layers[-1].header.parent is not None:
             if len(layers) >= MAX_LAYERS:
                 raise ChainError(f"{leaf.name}: the chain has more than {MAX_LAYERS} layers")
-            layers.append(_parent_of(layers[-1], find))
+            layers.append(find_parent(layers[-1], find))
         return Chain(layers[::-1])
     except BaseException:
         for layer in layers[1:]:
@@ -48,7 +48,8 @@ def open_chain(leaf: ImageReader, find: FindImages) -> Chain:
         raise
 
 
-def _parent_of(child: ImageReader, find: FindImages) -> ImageReader:
+def find_parent(child: ImageReader, find: FindImages) -> ImageReader:
+    """The open parent of ``child``; ChainError when it is missing or not the one it was sealed with."""
     assert child.header.parent is not None
     candidates = find(child.header.parent)
     chosen, reasons = None, []

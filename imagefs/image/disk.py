@@ -128,7 +128,7 @@ class VirtualDisk:
 
     def view_digest(self) -> bytes:
         """The view digest as the resolved chain gives it (FORMAT.md, 7)."""
-        hasher = ViewHasher(self.size, self.chunk_size)
+        hasher = ViewHasher(self.chunk_size)
         for run in self.runs():
             step = 65_536 if run.state is State.STORED else run.count
             for start in range(0, run.count, step):
@@ -136,7 +136,7 @@ class VirtualDisk:
                 stored = run.state is State.STORED
                 digests = self.chain.layers[run.layer].digests(run.row + start, count) if stored else b""
                 hasher.add(run.state, run.first + start, count, digests)
-        return hasher.digest()
+        return hasher.digest(self.size)
 
     def close(self) -> None:
         if not self._closed:

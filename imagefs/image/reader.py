@@ -168,7 +168,7 @@ class ImageReader:
         rows = sum(entry.rows for entry in directory)
         check(
             rows == self.summary.stored,
-            f"the index has {rows} rows, the summary counts {self.summary.stored}",
+            f"{rows} index rows, but the summary counts {self.summary.stored}",
         )
         check(rows <= self.chunks, "the index has more rows than the disk has chunks")
         return directory
@@ -204,9 +204,7 @@ class ImageReader:
         if self.header.parent is None:
             table = full_table(extents, self.chunks, layer)
             stored = table.chunks_in(State.STORED)
-            check(
-                stored == self.rows, f"{stored} chunks should be stored, but the index has {self.rows} rows"
-            )
+            check(stored == self.rows, f"{stored} chunks should be stored, the index has {self.rows}")
             return table
         return child_table(extents, self.chunk_nos(), self.chunks, layer)
 

@@ -75,6 +75,6 @@ def _at(images: Sequence[ImageInfo], end: datetime, selector: str) -> ImageInfo:
         oldest = datetime.fromtimestamp(images[0].created / 10**9, UTC).astimezone(end.tzinfo)
         raise UsageError(
             f"there is no image at or before {selector}",
-            hint=f"the oldest is of {oldest:%Y-%m-%d %H:%M:%S %z}",
+            hint=f"the oldest is of {oldest:%Y-%m-%d %H:%M %z}",
         )
     return found[-1]

@@ -83,13 +83,12 @@ class ImageWriter:
         out: ObjectWriter,
         header: Header,
         *,
-        disk_size: int | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.header = header
         self._out = out
         self._clock = clock
-        self._view = _View(disk_size, header.chunk_size)
+        self._view = ViewHasher(header.chunk_size)
         self._counts = dict.fromkeys(State, 0)
         self._pending = PendingRows()
         self._blocks: list[DirectoryEntry] = []
@@ -274,36 +273,6 @@ class _LastPoint:
     rows: int = 0
     runs: int = 0
     ranges: int = 0
-
-
-class _View:
-    """The view digest when the disk size may be known only at the end (standard input).
-
-    The size comes first in the digest, so without it what is added is kept in short: runs, with the
-    digests of stored ones.
-    """
-
-    def __init__(self, disk_size: int | None, chunk_size: int) -> None:
-        self._chunk_size = chunk_size
-        self._hasher = None if disk_size is None else ViewHasher(disk_size, chunk_size)
-        self._disk_size = disk_size
-        self._kept: list[tuple[State, int, int, bytes]] = []
-
-    def add(self, state: State, first: int, count: int, digests: bytes = b"") -> None:
-        if self._hasher is not None:
-            self._hasher.add(state, first, count, digests)
-        else:
-            self._kept.append((state, first, count, digests))
-
-    def digest(self, disk_size: int) -> bytes:
-        if self._hasher is None:
-            hasher = ViewHasher(disk_size, self._chunk_size)
-            for part in self._kept:
-                hasher.add(*part)
-            return hasher.digest()
-        if disk_size != self._disk_size:
-            raise StoreError(f"the disk has {disk_size} bytes, {self._disk_size} were announced")
-        return self._hasher.digest()
 
 
 def _same(found: object, meant: object, what: str) -> None:

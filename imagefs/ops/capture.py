@@ -1,0 +1,425 @@
+"""Capture: a disk goes through the pump into one image of a set.
+
+source → chunks → zero? → digest → same as the parent's? → compress → writer, in disk order.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+from uuid import uuid4
+
+from imagefs.block.devices import DeviceReader, StreamSource
+from imagefs.block.views import BytesReader, extents_of
+from imagefs.errors import ChainError, SourceError, StoreFull, UsageError
+from imagefs.format.codec import digest_of, make_frame
+from imagefs.format.fields import check_chunk_size
+from imagefs.format.header import Header, Kind, Mode
+from imagefs.format.trailer import Summary
+from imagefs.image.catalog import Catalog, ImageInfo, image_name, scan
+from imagefs.image.disk import VirtualDisk
+from imagefs.image.writer import ImageWriter, abort_on_error
+from imagefs.interfaces import NoProgress, ObjectStore, Progress, State
+from imagefs.ops.pump import BATCH_BYTES, default_threads, ordered_map, read_ahead
+from imagefs.ops.source import describe_source, difference
+from imagefs.ops.verify import verify_image
+from imagefs.version import VERSION
+
+DEFAULT_LEVEL = 3
+KIB, TIB = 1024, 2**40
+#: Chunk size by disk size, largest first (the table in FORMAT.md tells why).
+CHUNK_SIZES = ((4 * TIB, 256 * KIB), (1 * TIB, 128 * KIB), (0, 64 * KIB))
+
+Source = DeviceReader | StreamSource
+
+
+@dataclass(frozen=True, slots=True)
+class CaptureOptions:
+    """What the user chose. ``kind`` None means auto; ``chunk_size`` None means by disk size.
+
+    ``live`` says that the source was in use and the user knows.
+    """
+
+    kind: Kind | None = None
+    mode: Mode = Mode.ALL
+    level: int = DEFAULT_LEVEL
+    chunk_size: int | None = None
+    threads: int | None = None
+    note: str = ""
+    new_source: bool = False
+    live: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class CaptureResult:
+    """What a capture made: ``stored_bytes`` is the size of the image object."""
+
+    info: ImageInfo
+    read_bytes: int
+    stored_bytes: int
+    seconds: float
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What kind of image is made, on which parent, and what is to be told about that choice."""
+
+    kind: Kind
+    parent: ImageInfo | None
+    warnings: tuple[str, ...] = ()
+
+
+def capture(
+    source: Source,
+    store: ObjectStore,
+    options: CaptureOptions,
+    progress: Progress | None = None,
+) -> CaptureResult:
+    """Make one image of ``source`` in ``store``. Takes the set's lock; leaves all or nothing.
+
+    Raises SourceError, StoreError, ChainError, UsageError; the set is then as it was before.
+    """
+    lock = store.lock()
+    try:
+        return _capture(source, scan(store), options, progress or NoProgress())
+    finally:
+        lock.release()
+
+
+def _capture(source: Source, catalog: Catalog, options: CaptureOptions, progress: Progress) -> CaptureResult:
+    begun = time.monotonic()
+    first, head = _look_at(source, options)
+    identity, volumes = describe_source(head, sector_size=_sector_size(source))
+    disk_size = source.size if isinstance(source, DeviceReader) else None
+    sector_size = _sector_size(source)
+    plan = make_plan(catalog, options, identity=identity, disk_size=disk_size, sector_size=sector_size)
+    header = _header(plan, catalog, options, identity, disk_size=disk_size, sector_size=sector_size)
+    name = image_name(header)
+    parent = catalog.open_disk(plan.parent) if plan.parent else None
+    try:
+        job = _Job(source, header, parent, options.threads or default_threads(), progress)
+        writer = ImageWriter(catalog.store.create(name), header)
+        try:
+            summary = _summary(header, options, volumes)
+            job.run(writer, summary, first)
+        except StoreFull as error:
+            abort_on_error(writer, error)
+            raise _name_space(error, job, writer) from error
+        except BaseException as error:
+            abort_on_error(writer, error)
+            raise
+    finally:
+        if parent:
+            parent.close()
+    made = scan(catalog.store).by_uuid[header.image]
+    seconds = time.monotonic() - begun
+    return CaptureResult(made, job.read_bytes, made.tail.size, seconds, plan.warnings)
+
+
+def _look_at(source: Source, options: CaptureOptions) -> tuple[bytes, DeviceReader | BytesReader]:
+    """(bytes already taken from a stream, something to look at the source's beginning through)."""
+    if isinstance(source, DeviceReader):
+        return b"", source
+    size = max(BATCH_BYTES, options.chunk_size or 0)
+    first = source.read(size)
+    return first, BytesReader(first)
+
+
+def _sector_size(source: Source) -> int:
+    return source.sector_size if isinstance(source, DeviceReader) else 512
+
+
+# -- what kind of image ---------------------------------------------------------------------------
+
+
+def make_plan(
+    catalog: Catalog,
+    options: CaptureOptions,
+    *,
+    identity: dict[str, Any],
+    disk_size: int | None,
+    sector_size: int,
+) -> Plan:
+    """Full, incremental or differential, and on which parent. Raises where the wish cannot be met."""
+    newest = catalog.newest()
+    if newest is not None and not options.new_source:
+        _check_same_source(newest, identity, disk_size)
+    if options.kind is Kind.FULL or options.new_source or (options.kind is None and newest is None):
+        if options.new_source and options.kind not in (None, Kind.FULL):
+            raise UsageError("--new-source starts a new full image", hint="leave --kind out")
+        return Plan(Kind.FULL, None)
+    parent = catalog.newest_full() if options.kind is Kind.DIFFERENTIAL else newest
+    if parent is None:
+        raise ChainError("the set has no full image to build on", hint="capture with --kind full first")
+    if options.chunk_size not in (None, parent.header.chunk_size):
+        raise UsageError(
+            f"the chain's chunk size is {parent.header.chunk_size}, a child cannot have {options.chunk_size}",
+            hint="leave --chunk-size out, or start a new chain with --kind full",
+        )
+    reason = unfit(catalog, parent, sector_size)
+    if not reason:
+        return Plan(options.kind or Kind.INCREMENTAL, parent)
+    if options.kind is not None:
+        raise ChainError(
+            f"{parent.name} cannot be built on: {reason}", hint="start a new chain with --kind full"
+        )
+    return Plan(Kind.FULL, None, (f"a full image is taken, because {reason}",))
+
+
+def unfit(catalog: Catalog, parent: ImageInfo, sector_size: int) -> str:
+    """Why no child may be made of ``parent``; empty when it is sound."""
+    if parent.header.sector_size != sector_size:
+        return f"the sector size is {sector_size}, in the chain it was {parent.header.sector_size}"
+    findings = verify_image(catalog, parent, level="quick").findings
+    errors = [finding.message for finding in findings if finding.severity == "error"]
+    return f"the chain of {parent.name} is damaged: {errors[0]}" if errors else ""
+
+
+def _check_same_source(newest: ImageInfo, identity: dict[str, Any], disk_size: int | None) -> None:
+    old = newest.header.facts.get("source")
+    reason = difference(
+        old if isinstance(old, dict) else {},
+        identity,
+        old_size=newest.summary.disk_size,
+        new_size=disk_size,
+    )
+    if reason:
+        raise SourceError(
+            f"this is not the disk the set was made from: {reason}",
+            hint="use another set for it, or --new-source to start a new full image in this one",
+        )
+
+
+def _header(
+    plan: Plan,
+    catalog: Catalog,
+    options: CaptureOptions,
+    identity: dict[str, Any],
+    *,
+    disk_size: int | None,
+    sector_size: int,
+) -> Header:
+    newest, parent = catalog.newest(), plan.parent
+    after = max((info.created for info in (newest, parent) if info is not None), default=0)
+    facts: dict[str, Any] = {"tool": f"imagefs {VERSION}", "source": identity}
+    if options.note:
+        facts["note"] = options.note
+    return Header(
+        image=uuid4(),
+        set=newest.header.set if newest else uuid4(),
+        kind=plan.kind,
+        created=max(time.time_ns(), after + 1),
+        chunk_size=parent.header.chunk_size if parent else _chunk_size(options, disk_size),
+        sector_size=sector_size,
+        parent=parent.uuid if parent else None,
+        parent_seal=parent.tail.seal if parent else bytes(32),
+        parent_view=parent.summary.view if parent else bytes(32),
+        mode=options.mode,
+        level=options.level,
+        facts=facts,
+    )
+
+
+def _chunk_size(options: CaptureOptions, disk_size: int | None) -> int:
+    if options.chunk_size is not None:
+        check_chunk_size(options.chunk_size)
+        return options.chunk_size
+    return next(size for least, size in CHUNK_SIZES if (disk_size or 0) >= least)
+
+
+def _summary(header: Header, options: CaptureOptions, volumes: list[dict[str, Any]]) -> Summary:
+    return Summary(
+        disk_size=0,
+        started=header.created,
+        ended=0,
+        view=bytes(32),
+        consistency=3 if options.live else 1,
+        facts={"volumes": volumes},
+    )
+
+
+# -- the pump -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Chunks from ``first`` on: ``data`` read from the source, or ``count`` chunks of nothing."""
+
+    first: int
+    count: int
+    data: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What became of ``count`` chunks: ``frame`` and ``codec`` for one that is stored.
+
+    ``state`` is that of the view; ``absent`` says that the parent holds the same.
+    """
+
+    state: State
+    first: int
+    count: int
+    absent: bool = False
+    digests: bytes = b""
+    codec: int = 0
+    frame: bytes = b""
+
+
+class _Job:
+    """One capture under way: from batches of the source to calls of the writer."""
+
+    def __init__(
+        self, source: Source, header: Header, parent: VirtualDisk | None, threads: int, progress: Progress
+    ) -> None:
+        self._source = source
+        self._header = header
+        self._parent = parent
+        self._threads = threads
+        self._progress = progress
+        self._chunk = header.chunk_size
+        self._zeros = bytes(self._chunk)
+        self._size = source.size if isinstance(source, DeviceReader) else None
+        self.done = 0
+        self.read_bytes = 0
+
+    def run(self, writer: ImageWriter, summary: Summary, first: bytes) -> None:
+        """Everything from the first batch to the commit."""
+        self._progress.start("capture", self._size)
+        batches = self._device_batches() if self._size is not None else self._stream_batches(first)
+        results = ordered_map(self.work, read_ahead(batches), threads=self._threads)
+        try:
+            for batch, pieces in results:
+                for piece in pieces:
+                    self._write(writer, piece)
+                writer.checkpoint_if_due()
+                length = min(batch.count * self._chunk, (self._size or 2**63) - batch.first * self._chunk)
+                self.done += length if batch.data is None else len(batch.data)
+                self.read_bytes += len(batch.data or b"")
+                self._progress.advance(length if batch.data is None else len(batch.data))
+        finally:
+            results.close()
+        if isinstance(self._source, DeviceReader):
+            self._source.check_unchanged()
+        summary = replace(summary, disk_size=self.done, read_bytes=self.read_bytes, ended=time.time_ns())
+        self._progress.start("finish", None)
+        writer.finish(summary)
+
+    def _write(self, writer: ImageWriter, piece: Piece) -> None:
+        if piece.absent:
+            writer.inherit(piece.state, piece.first, piece.count, piece.digests)
+        elif piece.state is State.STORED:
+            writer.store(piece.first, piece.codec, piece.frame, piece.digests)
+        else:
+            writer.mark(piece.state, piece.first, piece.count)
+
+    def _device_batches(self) -> Iterator[Batch]:
+        """The whole disk in order; stretches that the source knows to be zero are not read."""
+        assert isinstance(self._source, DeviceReader)
+        size, chunk = self._source.size, self._chunk
+        chunks, per_batch = -(-size // chunk), max(1, BATCH_BYTES // chunk)
+        position = 0
+        for extent in extents_of(self._source, 0, size):
+            if extent.state is not State.STORED:
+                continue
+            first, end = extent.offset // chunk, -(-(extent.offset + extent.length) // chunk)
+            if first > position:
+                yield Batch(position, first - position, None)
+            for start in range(max(first, position), end, per_batch):
+                count = min(per_batch, end - start)
+                yield Batch(start, count, self._source.read_at(start * chunk, count * chunk))
+            position = max(position, end)
+        if position < chunks:
+            yield Batch(position, chunks - position, None)
+
+    def _stream_batches(self, data: bytes) -> Iterator[Batch]:
+        assert isinstance(self._source, StreamSource)
+        size = max(BATCH_BYTES, self._chunk)
+        data += self._source.read(size - len(data)) if len(data) < size else b""
+        position = 0
+        while data:
+            yield Batch(position, -(-len(data) // self._chunk), data)
+            position += len(data) // self._chunk
+            data = self._source.read(size)
+
+    def work(self, batch: Batch) -> tuple[Batch, list[Piece]]:
+        """Runs on a worker: what becomes of each chunk of ``batch``."""
+        if batch.data is None:
+            return batch, list(self._zero_pieces(batch.first, batch.count))
+        return batch, list(self._pieces(batch.first, batch.count, batch.data))
+
+    def _zero_pieces(self, first: int, count: int) -> Iterator[Piece]:
+        """Zero chunks, split where the parent's are zero too and where they are not."""
+        inside = min(first + count, self._shared())
+        position = first
+        if self._parent is not None:
+            for run in self._parent.runs(first, max(first, inside)):
+                yield Piece(State.ZERO, run.first, run.count, absent=run.state is State.ZERO)
+                position = run.first + run.count
+        if position < first + count:
+            yield Piece(State.ZERO, position, first + count - position)
+
+    def _shared(self) -> int:
+        """Chunks below this number are equally long in both disks, so may be absent."""
+        if self._parent is None:
+            return 0
+        if self._size == self._parent.size:
+            return -(-self._parent.size // self._chunk)
+        # Of a stream the size shows only at its end; whole chunks of the parent are still safe,
+        # because a shorter last chunk has another digest.
+        return min(self._parent.size, 2**63 if self._size is None else self._size) // self._chunk
+
+    def _pieces(self, first: int, count: int, data: bytes) -> Iterator[Piece]:
+        states, digests = self._parents(first, count)
+        zeros = 0
+        for i in range(count):
+            plain = data[i * self._chunk : (i + 1) * self._chunk]
+            if len(plain) == self._chunk and plain == self._zeros:
+                zeros += 1
+                continue
+            if zeros:
+                yield from self._zero_pieces(first + i - zeros, zeros)
+                zeros = 0
+            yield from self._piece(first + i, plain, digests[i] if states[i] == State.STORED else b"")
+        if zeros:
+            yield from self._zero_pieces(first + count - zeros, zeros)
+
+    def _piece(self, chunk_no: int, plain: bytes, parents: bytes) -> Iterator[Piece]:
+        """One chunk that is not a whole chunk of zeros; ``parents`` is the parent's digest of it."""
+        if len(plain) < self._chunk and not any(plain):
+            # The short last chunk. Only with the size known can the parent's be as long.
+            known = self._size is not None
+            yield from self._zero_pieces(chunk_no, 1) if known else [Piece(State.ZERO, chunk_no, 1)]
+            return
+        digest = digest_of(plain)
+        if parents == digest:
+            yield Piece(State.STORED, chunk_no, 1, absent=True, digests=digest)
+            return
+        codec, frame = make_frame(chunk_no, plain, digest=digest, level=self._header.level)
+        yield Piece(State.STORED, chunk_no, 1, digests=digest, codec=codec, frame=frame)
+
+    def _parents(self, first: int, count: int) -> tuple[list[int], list[bytes]]:
+        """The parent's states and digests of the chunks; ABSENT where none may be inherited."""
+        states, digests = [int(State.ABSENT)] * count, [b""] * count
+        shared = max(0, min(count, self._shared() - first))
+        if self._parent is not None and shared:
+            found, column = self._parent.states_and_digests(first, shared)
+            states[:shared] = found.tolist()
+            raw = column.tobytes()
+            digests[:shared] = [raw[32 * i : 32 * i + 32] for i in range(shared)]
+        return states, digests
+
+
+def _name_space(error: StoreFull, job: _Job, writer: ImageWriter) -> StoreFull:
+    """Say how much room the whole image would take, going by what had been done."""
+    done, position = job.done, writer.position
+    if not done:
+        return error
+    guess = f"at least {position} bytes are needed"
+    if job._size:
+        total = max(position, position * job._size // done)
+        guess = f"about {total} bytes are needed for this image, {position} were written"
+    return StoreFull(f"{error.message}: {guess}", hint=error.hint, **error.data, written=position)
