@@ -84,7 +84,7 @@ _AT_START: tuple[tuple[bytes, ForeignImage], ...] = (
         _archive(
             "partclone",
             "a partclone image",
-            "turn it back into a file system with: partclone.restore -C -s SOURCE -O disk.raw",
+            "turn it back into a file system with: partclone.restore -W -C -s SOURCE -O disk.raw",
         ),
     ),
     (

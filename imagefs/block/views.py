@@ -1,4 +1,4 @@
-"""Readers over Readers: a slice, bytes in memory, zeros; and a file object over any Reader."""
+"""Readers over Readers: a slice, bytes in memory; and a file object over any Reader."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from imagefs.errors import SourceError
 from imagefs.interfaces import Extent, Extents, Reader, State
 
 if TYPE_CHECKING:
-    from _typeshed import WriteableBuffer
+    from _typeshed import ReadableBuffer, WriteableBuffer
 
 
 def clamp(size: int, offset: int, length: int) -> int:
@@ -28,10 +28,10 @@ class BytesReader:
         self.size = len(data)
 
     def read_at(self, offset: int, length: int, /) -> bytes:
-        if self._data is None:
+        data = self._data  # once: another thread may close in between
+        if data is None:
             raise SourceError("read from closed bytes")
-        count = clamp(self.size, offset, length)
-        return self._data[offset : offset + count]
+        return data[offset : offset + clamp(self.size, offset, length)]
 
     def close(self) -> None:
         self._data = None
@@ -41,14 +41,17 @@ class SliceReader:
     """``length`` bytes of ``reader`` from ``start``. A slice never owns what it is cut from."""
 
     def __init__(self, reader: Reader, start: int, length: int) -> None:
+        if start < 0:
+            raise ValueError(f"a slice cannot begin at {start}")
         self._reader: Reader | None = reader
         self.start = start
         self.size = max(0, min(length, reader.size - start))
 
     def read_at(self, offset: int, length: int, /) -> bytes:
-        if self._reader is None:
+        reader = self._reader  # once: another thread may close in between
+        if reader is None:
             raise SourceError("read from a closed slice")
-        return self._reader.read_at(self.start + offset, clamp(self.size, offset, length))
+        return reader.read_at(self.start + offset, clamp(self.size, offset, length))
 
     def extents(self, offset: int, length: int, /) -> Iterator[Extent]:
         if self._reader is None:
@@ -96,7 +99,12 @@ class ReaderFile(io.RawIOBase):
         return self._position
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._reader.size}[whence]
+        if self.closed:
+            raise ValueError("seek in a closed file")
+        bases = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._reader.size}
+        if whence not in bases:
+            raise ValueError(f"unknown whence {whence}")
+        base = bases[whence]
         if base + offset < 0:
             raise ValueError(f"negative seek position {base + offset}")
         self._position = base + offset
@@ -116,6 +124,9 @@ class ReaderFile(io.RawIOBase):
         data = self._reader.read_at(self._position, count)
         self._position += len(data)
         return data
+
+    def write(self, data: ReadableBuffer, /) -> int:
+        raise io.UnsupportedOperation("not writable")
 
     def readall(self) -> bytes:
         return self.read(-1)
