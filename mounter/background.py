@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from imagefs.errors import ImagefsError, MountError
@@ -45,17 +45,17 @@ class Readiness:
             os.close(descriptor)
 
 
-def mount_background(argv: Sequence[str], *, ready_option: str, log: Path) -> int:
-    """Run ``argv`` in a session of its own and wait until its mount is ready; returns its pid.
+def mount_background(command: Callable[[int], Sequence[str]], *, log: Path) -> int:
+    """Run a command in a session of its own and wait until its mount is ready; returns its pid.
 
-    ``ready_option`` and the number of a pipe are appended to ``argv``; the new process must report
-    to that descriptor through ``Readiness``. Its output is appended to ``log``. Raises the error it
-    reports, with its exit code; MountError if it ends without a report.
+    ``command(descriptor)`` gives its words; it must report to that descriptor through ``Readiness``.
+    Its output is appended to ``log``. Raises the error it reports, with its exit code; MountError if
+    it ends without a report.
     """
     reading, writing = os.pipe()
     with open(reading, "rb") as pipe:
         try:
-            process = _start([*argv, ready_option, str(writing)], writing, log)
+            process = _start(list(command(writing)), writing, log)
         finally:
             os.close(writing)
         try:

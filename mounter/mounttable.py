@@ -34,9 +34,13 @@ class Mounted:
         return self.fstype == FSTYPE
 
     def is_stale(self) -> bool:
-        """True when the process behind the mount is gone. Asks the file system, so only for FUSE ones."""
+        """True when the process behind the mount is gone. Only for FUSE mounts.
+
+        Asks with statvfs, which always goes to that process; ``stat`` is answered from the kernel's
+        memory long after its end.
+        """
         try:
-            os.lstat(self.directory)
+            os.statvfs(self.directory)
         except OSError as error:
             return error.errno in (errno.ENOTCONN, errno.ECONNABORTED)
         return False
