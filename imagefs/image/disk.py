@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 
 import numpy as np
@@ -9,7 +10,7 @@ import numpy.typing as npt
 
 from imagefs.block.cache import BlockCache
 from imagefs.block.views import clamp
-from imagefs.errors import StoreError
+from imagefs.errors import ImagefsError, StoreError
 from imagefs.format.extents import ViewHasher
 from imagefs.image.chain import Chain
 from imagefs.image.runs import Run, RunFinder
@@ -83,9 +84,19 @@ class VirtualDisk:
             raise layer.bad(chunk_no, f"it is {len(plain)} bytes long instead of {expected}")
         return plain
 
-    def cached(self, chunk_no: int) -> bool:
-        """True when the chunk is decoded, or being decoded."""
-        return chunk_no in self._cache
+    @property
+    def block_size(self) -> int:
+        """For read-ahead: its blocks are our chunks."""
+        return self.chunk_size
+
+    def wants(self, block: int, /) -> bool:
+        """True when chunk ``block`` is stored and not decoded yet."""
+        return block not in self._cache and self._finder.find(block).state is State.STORED
+
+    def make(self, block: int, /) -> None:
+        """Decode chunk ``block`` into the cache; its damage is told to the read that needs it."""
+        with contextlib.suppress(ImagefsError):
+            self.chunk(block, self._finder.find(block))
 
     def run_of(self, chunk_no: int) -> Run:
         return self._finder.find(chunk_no)

@@ -12,6 +12,7 @@ from typing import Any
 from uuid import uuid4
 
 from imagefs.block.devices import DeviceReader, StreamSource
+from imagefs.block.foreign import ForeignImage, identify
 from imagefs.block.views import BytesReader, extents_of
 from imagefs.errors import ChainError, SourceError, StoreFull, UsageError
 from imagefs.format.codec import digest_of, make_frame
@@ -39,7 +40,8 @@ Source = DeviceReader | StreamSource
 class CaptureOptions:
     """What the user chose. ``kind`` None means auto; ``chunk_size`` None means by disk size.
 
-    ``live`` says that the source was in use and the user knows.
+    ``live`` says that the source was in use and the user knows; ``raw`` captures the bytes of a
+    file even where they are another program's image.
     """
 
     kind: Kind | None = None
@@ -50,6 +52,7 @@ class CaptureOptions:
     note: str = ""
     new_source: bool = False
     live: bool = False
+    raw: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +95,8 @@ def capture(
 def _capture(source: Source, catalog: Catalog, options: CaptureOptions, progress: Progress) -> CaptureResult:
     begun = time.monotonic()
     first, head = _look_at(source, options)
+    if not options.raw:
+        _refuse_foreign(identify(head), source.path)
     identity, volumes = describe_source(head, sector_size=_sector_size(source))
     disk_size = source.size if isinstance(source, DeviceReader) else None
     sector_size = _sector_size(source)
@@ -126,6 +131,12 @@ def _look_at(source: Source, options: CaptureOptions) -> tuple[bytes, DeviceRead
     size = max(BATCH_BYTES, options.chunk_size or 0)
     first = source.read(size)
     return first, BytesReader(first)
+
+
+def _refuse_foreign(found: ForeignImage | None, path: str) -> None:
+    if found is not None and found.refuse:
+        hint = f"{found.hint(path)}; or capture its bytes with --raw"
+        raise SourceError(f"{path} is {found.name}, not a raw disk", hint=hint, kind=found.kind)
 
 
 def _sector_size(source: Source) -> int:

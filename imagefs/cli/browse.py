@@ -1,0 +1,3 @@
+from imagefs.cli.sets import info
+
+ls = cat = stat = find = get = info

@@ -1,0 +1,222 @@
+"""Where the command line speaks: stdout, stderr, JSON, progress, the log, and how a run ends."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime, timezone, tzinfo
+from pathlib import Path
+from typing import Any
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from imagefs.cli.text import duration_text, size_text
+from imagefs.errors import ImagefsError, UsageError
+from imagefs.interfaces import NoProgress, Progress
+from imagefs.version import VERSION
+
+#: A job shorter than this shows no progress.
+QUIET_SECONDS = 1.0
+BEAT_SECONDS = 0.5
+
+
+class Console:
+    """One run's voice. ``zone`` None means local time."""
+
+    def __init__(self, *, json_mode: bool = False, debug: bool = False, log: Path | None = None) -> None:
+        self.json_mode = json_mode
+        self.debug = debug
+        self.zone: tzinfo | None = None
+        self.exit_code = 0
+        self._log = log
+        self._findings: list[str] = []
+        self._stream_open = False
+
+    # -- stdout -----------------------------------------------------------------------------------
+
+    @property
+    def on_terminal(self) -> bool:
+        return sys.stdout.isatty()
+
+    def line(self, text: str = "") -> None:
+        """A line of text for people; nothing with ``--json``."""
+        if not self.json_mode:
+            print(text.encode("utf-8", "replace").decode())
+
+    def write(self, data: bytes) -> None:
+        """Bytes as they are."""
+        sys.stdout.buffer.write(data)
+
+    def document(self, value: dict[str, Any]) -> None:
+        """The one JSON document of this run; nothing without ``--json``."""
+        if self.json_mode:
+            print(json.dumps(value, ensure_ascii=False))
+
+    def stream(self, name: str, rows: Iterable[dict[str, Any]]) -> int:
+        """A document whose list ``name`` is written as it comes, ``"complete": true`` last."""
+        self._stream_open = True
+        print(f'{{"{name}": [', end="")
+        count = 0
+        for row in rows:
+            print((",\n" if count else "\n") + json.dumps(row, ensure_ascii=False), end="")
+            count += 1
+        self._stream_open = False
+        print('\n], "complete": true}')
+        return count
+
+    # -- stderr -----------------------------------------------------------------------------------
+
+    def note(self, text: str) -> None:
+        """Something worth knowing that is not the answer."""
+        if not self.json_mode:
+            print(text.encode("utf-8", "backslashreplace").decode(), file=sys.stderr)
+
+    def warn(self, text: str) -> None:
+        self._findings.append(text)
+        if self.json_mode:
+            print(json.dumps({"warning": text}), file=sys.stderr)
+        else:
+            self.note(f"imagefs: warning: {text}")
+
+    @contextlib.contextmanager
+    def progress(self) -> Iterator[Progress]:
+        """Rate and ETA on a terminal, JSON lines with ``--json``, else nothing."""
+        if self.json_mode:
+            yield JsonProgress()
+        elif sys.stderr.isatty():
+            shown = TerminalProgress()
+            try:
+                yield shown
+            finally:
+                shown.clear()
+        else:
+            yield NoProgress()
+
+    # -- the end ----------------------------------------------------------------------------------
+
+    def fail(self, error: ImagefsError) -> None:
+        """Say what went wrong, and remember the exit code."""
+        self.exit_code = error.exit_code
+        self._findings.append(error.message)
+        if self.json_mode:
+            self._fail_json(error)
+            return
+        hint = f"; {error.hint}" if error.hint else ""
+        self.note(f"imagefs: {error.message}{hint}")
+
+    def _fail_json(self, error: ImagefsError) -> None:
+        body = {"code": error.code, "exit": error.exit_code, "message": error.message, "hint": error.hint}
+        extra = {key: value for key, value in error.data.items() if key not in body}
+        text = json.dumps(body | extra, default=str)
+        if self._stream_open:
+            print(f'\n], "complete": false, "error": {text}}}')
+        else:
+            print(f'{{"error": {text}}}')
+
+    def write_log(self, arguments: list[str]) -> None:
+        """Append this run to the file of ``--log``."""
+        if self._log is None:
+            return
+        when = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        words = " ".join(arguments).encode("utf-8", "backslashreplace").decode()
+        lines = [f"{when} imagefs {VERSION} {words}"]
+        lines += [f"{when}   {finding}" for finding in self._findings]
+        lines.append(f"{when}   exit {self.exit_code}")
+        try:
+            with self._log.open("a", encoding="utf-8", errors="backslashreplace") as out:
+                out.write("\n".join(lines) + "\n")
+        except OSError as error:
+            self.note(f"imagefs: the log {self._log} cannot be written: {error.strerror}")
+
+
+def parse_zone(name: str | None, utc: bool) -> tzinfo | None:
+    """The zone of ``--tz`` and ``--utc``; UsageError for one nobody knows."""
+    if utc:
+        return timezone.utc  # noqa: UP017 (typed as tzinfo)
+    if not name:
+        return None
+    try:
+        return ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError, OSError) as error:
+        raise UsageError(f"time zone {name!r} is unknown", hint="write Europe/Berlin or UTC") from error
+
+
+def default_set() -> str:
+    """What ``IMAGEFS_SET`` says; UsageError when a set is needed and it says nothing."""
+    found = os.environ.get("IMAGEFS_SET", "")
+    if not found:
+        raise UsageError("no set was named", hint="name it, or set IMAGEFS_SET")
+    return found
+
+
+def state_folder() -> Path:
+    """Where mounts are remembered; disposable."""
+    base = os.environ.get("XDG_STATE_HOME") or os.path.join(os.path.expanduser("~"), ".local", "state")
+    return Path(base) / "imagefs"
+
+
+class _Meter:
+    """Counts a phase; beats at most twice a second, and not in its first second."""
+
+    def __init__(self) -> None:
+        self.label, self.total, self.done = "", None, 0
+        self.started = self._last = time.monotonic()
+
+    def start(self, label: str, total: int | None, /) -> None:
+        self.label, self.total, self.done = label, total, 0  # type: ignore[assignment]
+        self.started = time.monotonic()
+        self._last = self.started + QUIET_SECONDS - BEAT_SECONDS
+
+    def advance(self, count: int, /) -> None:
+        self.done += count
+        now = time.monotonic()
+        if now - self._last >= BEAT_SECONDS:
+            self._last = now
+            self.beat(now - self.started)
+
+    def beat(self, seconds: float) -> None:
+        raise NotImplementedError
+
+    def rate_and_eta(self, seconds: float) -> tuple[float, float | None]:
+        rate = self.done / seconds if seconds > 0 else 0.0
+        if not self.total or rate <= 0:
+            return rate, None
+        return rate, max(0, self.total - self.done) / rate
+
+
+class TerminalProgress(_Meter):
+    """One line on stderr that is rewritten: a bar, percent, rate, time left."""
+
+    width = 24
+
+    def beat(self, seconds: float) -> None:
+        rate, eta = self.rate_and_eta(seconds)
+        text = f"{self.label}: {size_text(self.done)}"
+        if self.total:
+            share = min(1.0, self.done / self.total)
+            bar = "#" * int(share * self.width)
+            text = f"{self.label}: [{bar:<{self.width}}] {share:4.0%} of {size_text(self.total)}"
+        text += f"  {size_text(int(rate))}/s"
+        text += f"  {duration_text(eta)} left" if eta is not None else ""
+        print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
+
+    def note(self, message: str, /) -> None:
+        print(f"\r\x1b[K{message}", file=sys.stderr)
+
+    def clear(self) -> None:
+        print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+class JsonProgress(_Meter):
+    """A JSON line on stderr at every beat."""
+
+    def beat(self, seconds: float) -> None:
+        rate, eta = self.rate_and_eta(seconds)
+        value = {"phase": self.label, "done": self.done, "total": self.total, "rate": round(rate), "eta": eta}
+        print(json.dumps({"progress": value}), file=sys.stderr, flush=True)
+
+    def note(self, message: str, /) -> None:
+        print(json.dumps({"note": message}), file=sys.stderr, flush=True)

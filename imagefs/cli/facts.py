@@ -1,0 +1,78 @@
+"""What an image is, as one JSON document: for ``info`` and for ``image.json`` in a mount."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from imagefs.cli.text import time_json
+from imagefs.image.catalog import ImageInfo
+from imagefs.image.disk import VirtualDisk
+from imagefs.image.runs import RunTable
+from imagefs.interfaces import State
+from imagefs.ops.diskimage import DiskImage
+from imagefs.ops.source import describe_volumes
+
+CONSISTENCY = {0: "unknown", 1: "not in use", 2: "snapshot", 3: "live"}
+SHOWN = (State.STORED, State.ZERO, State.SKIPPED, State.UNREADABLE, State.ABSENT)
+
+
+def image_row(info: ImageInfo, folder: str) -> dict[str, Any]:
+    """One image of ``list``."""
+    return {
+        "id": info.id,
+        "kind": info.header.kind.name.lower(),
+        "parent": info.header.parent.hex if info.header.parent else None,
+        "created": time_json(info.created),
+        "path": os.path.join(folder, info.name),
+        "disk_size": info.summary.disk_size,
+        "stored_bytes": info.tail.size,
+    }
+
+
+def image_document(image: DiskImage, folder: str) -> dict[str, Any]:
+    """Every fact of one image: header, summary, chain, states and volumes."""
+    info, disk = image.info, image.disk
+    header, summary = info.header, info.summary
+    return image_row(info, folder) | {
+        "set": header.set.hex,
+        "chain": [layer.id for layer in disk.chain.layers],
+        "mode": header.mode.name.lower(),
+        "chunk_size": header.chunk_size,
+        "sector_size": header.sector_size,
+        "codec": "zstd",
+        "level": header.level,
+        "digest": "blake3",
+        "seal": info.tail.seal.hex(),
+        "view_digest": summary.view.hex(),
+        "started": time_json(summary.started),
+        "ended": time_json(summary.ended),
+        "read_bytes": summary.read_bytes,
+        "frame_bytes": summary.frame_bytes,
+        "consistency": CONSISTENCY.get(summary.consistency, "unknown"),
+        "source": header.facts.get("source", {}),
+        "tool": header.facts.get("tool", ""),
+        "note": header.facts.get("note", ""),
+        "states": _states(disk.chain.table, disk),
+        "layer_states": _layer_states(disk),
+        "scheme": image.table.scheme,
+        "disk_id": image.table.disk_id,
+        "volumes": describe_volumes(disk, image.table),
+    }
+
+
+def _states(table: RunTable, disk: VirtualDisk) -> dict[str, int]:
+    """Bytes of the disk in each state."""
+    size = disk.chunk_size
+    found = {state: table.chunks_in(state) * size for state in SHOWN}
+    short = disk.chain.leaf.chunks * size - disk.size
+    last = table.find(disk.chain.leaf.chunks - 1)
+    if short and last >= 0:
+        found[State(int(table.state[last]))] -= short
+    return {state.name.lower(): found[state] for state in SHOWN}
+
+
+def _layer_states(disk: VirtualDisk) -> dict[str, int]:
+    """The same of this layer alone; what it does not list is absent, so read through the parent."""
+    found = _states(disk.chain.leaf.table(0), disk)
+    return found | {"absent": disk.size - sum(found.values())}

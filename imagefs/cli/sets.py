@@ -1,0 +1,302 @@
+"""``imagefs list``, ``info``, ``verify`` and ``delete``: what a set holds and whether it is whole."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+import click
+
+from imagefs.block.devices import open_source
+from imagefs.cli.command import common
+from imagefs.cli.console import Console, default_set
+from imagefs.cli.facts import image_document, image_row
+from imagefs.cli.text import age_text, quote, size_text, time_text
+from imagefs.cli.wiring import choose_image, open_disk, open_set
+from imagefs.errors import ChainError, UsageError
+from imagefs.image.catalog import Catalog, ImageInfo, scan
+from imagefs.interfaces import Finding, ObjectInfo
+from imagefs.ops.verify import LEVELS, Verifier, VerifyReport, compare
+from imagefs.store import LocalStore
+from imagefs.store.local import is_being_written
+
+# -- list -----------------------------------------------------------------------------------------
+
+
+@click.command("list")
+@click.argument("set_", metavar="[SET]", required=False, type=click.Path())
+@common
+def list_command(console: Console, set_: str | None) -> None:
+    """Show the images of SET as a tree: what needs what, sizes, ages, and unfinished ones.
+
+    An image is indented below the one it needs, so space is freed from the leaves.
+    """
+    store = open_set(set_ or default_set())
+    catalog = scan(store)
+    console.document(_list_document(catalog, store))
+    for line in _tree_lines(console, catalog):
+        console.line(line)
+    for found, error in catalog.damaged:
+        console.warn(error.message if found.name in error.message else f"{found.name}: {error.message}")
+    for found in catalog.partials:
+        console.line(_partial_line(store, found))
+    if not (catalog.images or catalog.damaged or catalog.partials):
+        console.line("no images yet; make one with `imagefs capture SOURCE SET`")
+
+
+def _list_document(catalog: Catalog, store: LocalStore) -> dict[str, Any]:
+    def row(info: ImageInfo) -> dict[str, Any]:
+        needed_by = [child.id for child in catalog.children(info)]
+        return image_row(info, store.url) | {
+            "needed_by": needed_by,
+            "note": info.header.facts.get("note", ""),
+        }
+
+    return {
+        "images": [row(info) for info in catalog.images],
+        "damaged": [
+            {"path": os.path.join(store.url, found.name), "size": found.size, "message": error.message}
+            for found, error in catalog.damaged
+        ],
+        "partials": [
+            {
+                "path": os.path.join(store.url, found.name),
+                "size": found.size,
+                "in_progress": is_being_written(os.path.join(store.url, found.name)),
+            }
+            for found in catalog.partials
+        ],
+    }
+
+
+def _tree_lines(console: Console, catalog: Catalog) -> list[str]:
+    """One line an image, children indented below their parents. Iterative: chains may be long."""
+    lines = []
+    roots = [info for info in catalog.images if info.header.parent not in catalog.by_uuid]
+    waiting = [(info, 0) for info in reversed(roots)]
+    while waiting:
+        info, depth = waiting.pop()
+        lines.append(_image_line(console, catalog, info, depth))
+        # The only child of an incremental stays on its level: a chain of 1,000 is a column, not a stair.
+        children = catalog.children(info)
+        deeper = depth + 1 if depth == 0 or len(children) > 1 else depth
+        waiting += [(child, deeper) for child in reversed(children)]
+    return lines
+
+
+def _image_line(console: Console, catalog: Catalog, info: ImageInfo, depth: int) -> str:
+    needed = len(catalog.descendants(info)) if depth == 0 else len(catalog.children(info))
+    what = f"needed by {needed} image{'s' if needed != 1 else ''}" if needed else "needed by none"
+    lost = info.header.parent is not None and info.header.parent not in catalog.by_uuid
+    parent = f", parent {info.header.parent.hex[:8]} MISSING" if lost and info.header.parent else ""
+    note = info.header.facts.get("note")
+    shown = f", {quote(str(note).encode())}" if note else ""
+    lead = "  " * depth + ("└ " if depth else "")
+    kind = info.header.kind.name.lower()
+    return (
+        f"{lead}{info.id[:8]}  {kind:<12} {time_text(info.created, console.zone)}"
+        f"  {age_text(info.created, time.time_ns()):<16} {size_text(info.tail.size):>10}"
+        f" of {size_text(info.summary.disk_size)}, {what}{parent}{shown}"
+    )
+
+
+def _partial_line(store: LocalStore, found: ObjectInfo) -> str:
+    path = os.path.join(store.url, found.name)
+    if is_being_written(path):
+        return f"{found.name}: {size_text(found.size)} so far, a capture is at work on it"
+    shown = quote(os.fsencode(path))
+    return f"{found.name}: unfinished, {size_text(found.size)}; a capture was killed; be rid of it with: rm -f {shown}"
+
+
+# -- info -----------------------------------------------------------------------------------------
+
+
+@click.command()
+@click.argument("image", required=False)
+@common
+def info(console: Console, image: str | None) -> None:
+    """Everything about one IMAGE: what it is, what it needs, its states and volumes."""
+    catalog, found = choose_image(console, image)
+    with open_disk(catalog, found) as disk:
+        facts = image_document(disk, catalog.store.url)
+    console.document(facts)
+    for line in _info_lines(console, catalog, found, facts):
+        console.line(line)
+
+
+def _info_lines(console: Console, catalog: Catalog, found: ImageInfo, facts: dict[str, Any]) -> list[str]:
+    source = facts["source"] if isinstance(facts["source"], dict) else {}
+    children = ", ".join(child.id[:8] for child in catalog.children(found)) or "none"
+    described = ", ".join(f"{key} {_one_line(value)}" for key, value in sorted(source.items()))
+    rows = [
+        ("image", f"{facts['id']}  ({facts['kind']}, mode {facts['mode']})"),
+        ("file", quote(os.fsencode(facts["path"]))),
+        ("created", f"{time_text(found.created, console.zone)}, {age_text(found.created, time.time_ns())}"),
+        (
+            "took",
+            f"{(found.summary.ended - found.summary.started) / 1e9:.1f} s, source {facts['consistency']}",
+        ),
+        (
+            "disk",
+            f"{facts['disk_size']} bytes ({size_text(facts['disk_size'])}), sectors of {facts['sector_size']}",
+        ),
+        ("image size", f"{facts['stored_bytes']} bytes ({size_text(facts['stored_bytes'])})"),
+        ("chunks", f"{facts['chunk_size']} bytes, zstd level {facts['level']}, BLAKE3-256"),
+        ("source", described or "unknown"),
+        ("tool", _one_line(facts["tool"])),
+        ("note", _one_line(facts["note"]) or "-"),
+        ("chain", " → ".join(layer[:8] for layer in facts["chain"])),
+        ("needed by", children),
+        ("seal", facts["seal"]),
+        ("view digest", facts["view_digest"]),
+        ("whole view", _states_text(facts["states"])),
+        ("this layer", _states_text(facts["layer_states"])),
+        ("table", f"{facts['scheme']} {facts['disk_id']}".strip()),
+    ]
+    return [f"{name:<12} {value}" for name, value in rows] + [_volume_line(row) for row in facts["volumes"]]
+
+
+def _states_text(states: dict[str, int]) -> str:
+    return ", ".join(f"{name} {size_text(count)}" for name, count in states.items() if count) or "empty"
+
+
+def _volume_line(row: dict[str, Any]) -> str:
+    words = (row["filesystem"], row["label"], row["role"], row["name"])
+    shown = "  ".join(_one_line(word) for word in words if word)
+    return f"  {row['id']:<4} {size_text(row['length']):>10} at {row['start']}  {shown}"
+
+
+def _one_line(value: object) -> str:
+    """Text that came out of an image, made safe for a terminal."""
+    return "".join(char if char.isprintable() else "?" for char in str(value))
+
+
+# -- verify ---------------------------------------------------------------------------------------
+
+
+@click.command()
+@click.argument("image", required=False)
+@click.option(
+    "--level",
+    type=click.Choice(LEVELS),
+    default="data",
+    show_default=True,
+    help="quick: headers, sections, index, seals. data: every stored chunk too, and the view digest.",
+)
+@click.option("--against", metavar="SOURCE", type=click.Path(), help="Compare with a device or raw file.")
+@click.option("--all", "every", is_flag=True, help="IMAGE is a set: verify every image of it.")
+@click.option("--threads", type=click.IntRange(1, 256), help="Default: all cores.")
+@common
+def verify(
+    console: Console, image: str | None, level: str, against: str | None, every: bool, threads: int | None
+) -> None:  # fmt: skip
+    """Is IMAGE whole, with everything it needs? Every finding is told; exit 4 if there is any."""
+    if every and against:
+        raise UsageError("--against compares one image", hint="leave --all out")
+    with console.progress() as progress:
+        if every:
+            catalog = scan(open_set(image or default_set()))
+            chosen = list(catalog.images)
+        else:
+            catalog, one = choose_image(console, image)
+            chosen = [one]
+        verifier = Verifier(catalog, level=level, threads=threads, progress=progress)
+        for found, error in catalog.damaged if every else ():
+            verifier.damaged(found.name, error)
+        for each in chosen:
+            verifier.verify(each)
+        report = verifier.report
+        if against is not None and report.ok:
+            _compare(report, catalog, chosen[0], against, threads, progress)
+    _say_report(console, report, against)
+
+
+def _compare(
+    report: VerifyReport, catalog: Catalog, found: ImageInfo, against: str, threads: int | None, progress: Any
+) -> None:
+    source = open_source(against)
+    try:
+        with open_disk(catalog, found) as disk:
+            differences = compare(
+                disk.disk, source, image=found.id, name=against, threads=threads, progress=progress
+            )
+            for finding in differences:
+                report.add(finding)
+    finally:
+        source.close()
+
+
+def _say_report(console: Console, report: VerifyReport, against: str | None) -> None:
+    console.document(
+        {
+            "ok": report.ok,
+            "level": report.level,
+            "images": report.images,
+            "findings": [_finding_row(finding) for finding in report.findings],
+            "findings_not_listed": report.dropped,
+        }
+    )
+    print_findings(console, report)
+    if not report.ok:
+        console.exit_code = 4
+        return
+    count = len(report.images)
+    same = f"; the same as {against}" if against else ""
+    console.line(f"ok: {count} image{'s' if count != 1 else ''} verified, level {report.level}{same}")
+
+
+def print_findings(console: Console, report: VerifyReport) -> None:
+    """A line for each finding, and how many more there were."""
+    for finding in report.findings:
+        console.line(f"{finding.severity}: {_one_line(finding.message)}{_place(finding)}")
+    if report.dropped:
+        console.line(f"and {report.dropped} more findings")
+
+
+def _place(finding: Finding) -> str:
+    if finding.chunk is None or finding.offset is None or finding.length is None:
+        return ""
+    return f" (chunk {finding.chunk}, bytes {finding.offset} to {finding.offset + finding.length - 1})"
+
+
+def _finding_row(finding: Finding) -> dict[str, Any]:
+    return {
+        "severity": finding.severity,
+        "code": finding.code,
+        "image": finding.image,
+        "chunk": finding.chunk,
+        "offset": finding.offset,
+        "length": finding.length,
+        "message": finding.message,
+        "files": list(finding.files),
+    }
+
+
+# -- delete ---------------------------------------------------------------------------------------
+
+
+@click.command()
+@click.argument("image")
+@common
+def delete(console: Console, image: str) -> None:
+    """Delete IMAGE. Refused while another image needs it."""
+    catalog, found = choose_image(console, image)
+    lock = catalog.store.lock()
+    try:
+        catalog = scan(catalog.store)
+        needed_by = catalog.descendants(found)
+        if needed_by:
+            names = ", ".join(child.id[:8] for child in needed_by[-3:])
+            more = f" and {len(needed_by) - 3} more" if len(needed_by) > 3 else ""
+            raise ChainError(
+                f"{found.name} is needed by {names}{more}",
+                hint="delete those first, the newest first",
+                image=found.id,
+                needed_by=[child.id for child in needed_by],
+            )
+        catalog.store.delete(found.name)
+    finally:
+        lock.release()
+    console.document({"deleted": found.id, "path": os.path.join(catalog.store.url, found.name)})
+    console.line(f"deleted {found.name}, {size_text(found.tail.size)} freed")

@@ -1,0 +1,115 @@
+"""The composition root: turns what a user typed into stores, catalogs, disks and file systems."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from dataclasses import replace
+from datetime import tzinfo
+from pathlib import Path
+
+from imagefs.cli.console import Console, default_set
+from imagefs.cli.text import age_text, time_text
+from imagefs.errors import FormatError, StoreError, UsageError
+from imagefs.image.catalog import SUFFIX, Catalog, ImageInfo, read_info, scan
+from imagefs.image.select import select
+from imagefs.ops.diskimage import DiskImage
+from imagefs.store import LocalStore
+
+VOLUME = re.compile(rb"p(\d{1,6})", re.IGNORECASE)
+
+
+def open_set(text: str) -> LocalStore:
+    """The store of an existing set. Raises StoreError."""
+    folder = Path(text)
+    if not folder.is_dir():
+        there = "is not a folder" if folder.exists() else "does not exist"
+        raise StoreError(f"the set {text} {there}", hint="name the folder your images are in", path=text)
+    return LocalStore(folder, suffix=SUFFIX)
+
+
+def find_image(text: str, *, zone: tzinfo | None = None) -> tuple[Catalog, ImageInfo, bool]:
+    """(its set, the image, whether it was chosen rather than named) for an IMAGE on the command line."""
+    path = Path(text)
+    if path.is_dir():
+        return *_chosen(scan(open_set(text)), "", zone), True
+    if path.exists():
+        return *_named(path), False
+    folder, at, selector = text.rpartition("@")
+    if at:
+        return *_chosen(scan(open_set(folder)), selector, zone), True
+    raise StoreError(f"{text} does not exist", hint="name an image file, a set, or SET@latest", path=text)
+
+
+def choose_image(console: Console, text: str | None) -> tuple[Catalog, ImageInfo]:
+    """The image a command is to work on; one that was chosen by time or order is named on stderr.
+
+    Nothing, or a text that begins with @, means the set of ``IMAGEFS_SET``.
+    """
+    if not text or text.startswith("@"):
+        text = default_set() + (text or "")
+    catalog, info, chosen = find_image(text, zone=console.zone)
+    if chosen:
+        age = age_text(info.created, time.time_ns())
+        console.note(f"imagefs: {info.name}, of {time_text(info.created, console.zone)}, {age}")
+    return catalog, info
+
+
+def parse_volume(text: str) -> int:
+    """``2`` or ``p2`` → 2. Raises UsageError."""
+    match = VOLUME.fullmatch(text.encode()) or re.fullmatch(rb"(\d{1,6})", text.encode())
+    if not match:
+        raise UsageError(f"{text!r} is not a volume", hint="write 2 or p2")
+    return int(match[1])
+
+
+def _chosen(catalog: Catalog, selector: str, zone: tzinfo | None) -> tuple[Catalog, ImageInfo]:
+    if not catalog.images and catalog.damaged:
+        raise catalog.damaged[0][1]
+    return catalog, select(catalog.images, selector, zone=zone)
+
+
+def _named(path: Path) -> tuple[Catalog, ImageInfo]:
+    """An image by its file, whatever its name is; its relatives are looked for beside it."""
+    if path.name.endswith(".partial"):
+        raise FormatError(
+            f"{path} is an unfinished capture, not an image", hint="delete it when no capture is running"
+        )
+    store = LocalStore(path.parent, suffix=SUFFIX)
+    info = read_info(store, path.name)
+    catalog = scan(store)
+    others = tuple(other for other in catalog.images if other.uuid != info.uuid)
+    images = tuple(sorted((*others, info), key=lambda each: (each.created, each.name)))
+    return replace(catalog, images=images), info
+
+
+def open_disk(catalog: Catalog, info: ImageInfo, *, cache_bytes: int | None = None) -> DiskImage:
+    """The virtual disk of ``info`` with its volumes and file systems."""
+    disk = catalog.open_disk(info, **({"cache_bytes": cache_bytes} if cache_bytes else {}))
+    return DiskImage(disk, info)
+
+
+def open_image(path: str | os.PathLike[str]) -> DiskImage:
+    """What ``imagefs.open`` does: an IMAGE as on the command line, opened."""
+    catalog, info, _ = find_image(os.fspath(path))
+    return open_disk(catalog, info)
+
+
+def split_path(path: bytes) -> tuple[int | None, bytes]:
+    """``/p2/etc/fstab`` → (2, ``/etc/fstab``); ``/`` → (None, ``/``). Raises UsageError."""
+    if b"\\" in path and b"/" not in path:
+        shown = path.replace(b"\\", b"/").decode("utf-8", "replace")
+        raise UsageError("paths in an image are written with /", hint=f"did you mean {shown}")
+    parts = [part for part in path.split(b"/") if part not in (b"", b".")]
+    if not parts:
+        return None, b"/"
+    match = VOLUME.fullmatch(parts[0])
+    if not match:
+        shown = path.decode("utf-8", "replace")
+        raise UsageError(
+            f"{shown} does not begin with a volume", hint="write /p2/…; `imagefs ls IMAGE` lists the volumes"
+        )
+    if b".." in parts:
+        raise UsageError("a path in an image cannot have ..", hint="write the whole path")
+    return int(match[1]), b"/" + b"/".join(parts[1:])

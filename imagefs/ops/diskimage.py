@@ -1,0 +1,132 @@
+"""``DiskImage``: one point of one chain, opened, with its volumes and file systems.
+
+This is what the Python API gives and what mount and browse stand on.
+"""
+
+from __future__ import annotations
+
+import io
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Self
+
+from imagefs.block.views import ReaderFile, SliceReader
+from imagefs.browse import open_filesystem
+from imagefs.errors import BrowseError
+from imagefs.image.catalog import ImageInfo
+from imagefs.image.disk import VirtualDisk
+from imagefs.interfaces import Extent, FileSystem, Reader, State, Volume
+from imagefs.volume import VolumeTable, read_table
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """One chunk of the view: ``image`` is the id of the layer that answers for it.
+
+    ``offset`` and ``length`` are bytes of the disk; ``digest`` is the BLAKE3-256 of the plain bytes,
+    None unless stored.
+    """
+
+    number: int
+    state: State
+    offset: int
+    length: int
+    image: str
+    digest: bytes | None
+
+
+class DiskImage:
+    """An open image as a disk: a ``Reader`` with volumes. Thread-safe; close it, or use ``with``.
+
+    >>> with imagefs.open("backups@latest") as disk:          # doctest: +SKIP
+    ...     disk.read_at(0, 512)
+    ...     disk.filesystem(2).lookup(b"/etc/fstab")
+    """
+
+    def __init__(self, disk: VirtualDisk, info: ImageInfo) -> None:
+        self.disk = disk
+        self.info = info
+        self._lock = threading.Lock()
+        self._table: VolumeTable | None = None
+        self._open: list[FileSystem] = []
+
+    @property
+    def size(self) -> int:
+        """Bytes of the disk."""
+        return self.disk.size
+
+    @property
+    def id(self) -> str:
+        """The image's UUID in hex without dashes."""
+        return self.info.id
+
+    def read_at(self, offset: int, length: int, /) -> bytes:
+        """Exactly ``min(length, size - offset)`` bytes. Raises IntegrityError, StoreError."""
+        return self.disk.read_at(offset, length)
+
+    def extents(self, offset: int, length: int, /) -> Iterator[Extent]:
+        return self.disk.extents(offset, length)
+
+    @property
+    def table(self) -> VolumeTable:
+        """The partition table, read when first asked for."""
+        with self._lock:
+            if self._table is None:
+                self._table = read_table(self.disk, sector_size=self.disk.sector_size)
+            return self._table
+
+    @property
+    def volumes(self) -> tuple[Volume, ...]:
+        """The partitions, numbered as Linux does; number 0 is the whole of an unpartitioned disk."""
+        return self.table.volumes
+
+    @property
+    def chunks(self) -> Iterator[Chunk]:
+        """Every chunk of the view in order; 2 million a minute, so not for terabytes of zeros."""
+        size = self.disk.chunk_size
+        for run in self.disk.runs():
+            layer = self.disk.chain.layers[run.layer]
+            for i in range(run.count):
+                number = run.first + i
+                stored = run.state is State.STORED
+                digest = layer.digests(run.row + i, 1) if stored else None
+                length = min(size, self.size - number * size)
+                yield Chunk(number, run.state, number * size, length, layer.id, digest)
+
+    def volume(self, number: int) -> Volume:
+        """Volume ``number``; BrowseError naming those there are."""
+        for volume in self.volumes:
+            if volume.number == number:
+                return volume
+        names = ", ".join(volume.id for volume in self.volumes) or "none"
+        raise BrowseError(f"the image has no volume p{number}", hint=f"it has {names}", volume=number)
+
+    def volume_reader(self, volume: Volume) -> Reader:
+        """The bytes of one volume; lives as long as this image is open."""
+        return SliceReader(self.disk, volume.start, volume.length)
+
+    def filesystem(self, number: int) -> FileSystem:
+        """The file system of volume ``number``, closed with this image. Raises BrowseError."""
+        opened = open_filesystem(self.volume_reader(self.volume(number)))
+        with self._lock:
+            self._open.append(opened)
+        return opened
+
+    def file(self, volume: int | None = None) -> io.BufferedReader:
+        """A read-only binary file object over the disk, or over one volume, for other libraries."""
+        reader = self.disk if volume is None else self.volume_reader(self.volume(volume))
+        return io.BufferedReader(ReaderFile(reader, self.info.name), 256 * 1024)
+
+    def close(self) -> None:
+        with self._lock:
+            for opened in self._open:
+                opened.close()
+            self._open.clear()
+        self.disk.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
