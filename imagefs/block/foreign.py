@@ -150,31 +150,28 @@ def _vmdk_descriptor(reader: Reader, head: bytes, tail: bytes) -> ForeignImage |
 
 
 def _vhd(reader: Reader, head: bytes, tail: bytes) -> ForeignImage | None:
-    """A VHD footer stands last, of a growing disk also first. A raw disk may hold a VHD file that
-    ends at its own end: only a footer that describes exactly this file counts."""
-    if _vhd_kind(head[:512]) in (3, 4):
-        return _VHD
-    kind = _vhd_kind(tail)
-    if kind == 2 and int.from_bytes(tail[48:56], "big") == reader.size - 512:
-        return _VHD
-    if kind in (3, 4):
-        header = int.from_bytes(tail[16:24], "big")
-        if header < reader.size and _read(reader, header, 8) == b"cxsparse":
-            return _VHD
+    if _is_growing_vhd(reader, head[:512]) or _is_growing_vhd(reader, tail) or _is_fixed_vhd(reader, tail):
+        return _qemu("vhd", "a Virtual PC or Hyper-V disk (VHD)", "vpc")
     return None
 
 
-_VHD = _qemu("vhd", "a Virtual PC or Hyper-V disk (VHD)", "vpc")
+def _is_growing_vhd(reader: Reader, footer: bytes) -> bool:
+    """A dynamic or differencing disk: the footer, first and last, points to a second header. Its sum
+    is not asked for: there are disks about whose sum is wrong, and raw disks they are not."""
+    if footer[:8] != b"conectix" or footer[60:64] not in (b"\0\0\0\3", b"\0\0\0\4"):
+        return False
+    return _read(reader, int.from_bytes(footer[16:24], "big"), 8) == b"cxsparse"
 
 
-def _vhd_kind(footer: bytes) -> int:
-    """2 fixed, 3 dynamic, 4 differencing; 0 where there is no footer or its sum is wrong."""
-    if len(footer) != 512 or footer[:8] != b"conectix":
-        return 0
+def _is_fixed_vhd(reader: Reader, footer: bytes) -> bool:
+    """A raw disk with a footer behind it. A raw disk may also hold a VHD file that ends where it ends:
+    only a footer that is sound and describes exactly this file counts."""
+    if len(footer) != 512 or footer[:8] != b"conectix" or footer[60:64] != b"\0\0\0\2":
+        return False
     total = sum(footer) - sum(footer[64:68])
     if ~total & 0xFFFFFFFF != int.from_bytes(footer[64:68], "big"):
-        return 0
-    return int.from_bytes(footer[60:64], "big")
+        return False
+    return int.from_bytes(footer[48:56], "big") == reader.size - 512
 
 
 def _dmg(reader: Reader, head: bytes, tail: bytes) -> ForeignImage | None:
@@ -185,7 +182,7 @@ def _dmg(reader: Reader, head: bytes, tail: bytes) -> ForeignImage | None:
 
 
 def _gzip(reader: Reader, head: bytes, tail: bytes) -> ForeignImage | None:
-    if head[:3] == b"\x1f\x8b\x08" and not head[3] & 0xE0:
+    if head[:3] == b"\x1f\x8b\x08" and head[3:4] < b"\x20":
         return _packed("gzip", "gzip-compressed data", "gzip -dc")
     return None
 

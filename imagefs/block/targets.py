@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shlex
 import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -140,7 +141,7 @@ def _check_place(path: str, real: str) -> None:
         raise TargetError(f"there is no device {path}", hint="lsblk lists those there are", path=path)
     if not os.path.isdir(folder):
         said = f"{path} cannot be made: there is no folder {folder}"
-        raise TargetError(said, hint=f"make it with: mkdir -p {folder}", path=path)
+        raise TargetError(said, hint=f"make it with: mkdir -p {shlex.quote(folder)}", path=path)
 
 
 def _check_room(path: str, real: str, needed: int) -> None:

@@ -6,6 +6,7 @@ Asks the kernel through a ``System``; opens no device and changes nothing.
 from __future__ import annotations
 
 import os
+import shlex
 import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -78,11 +79,12 @@ def check_target_free(path: str, *, system: System = HOST) -> None:
     """TargetError when anything at all uses the device or file that is about to be overwritten."""
     for use in mounts_of(path, system=system):
         said = f"{path} is in use: {use.device} is mounted at {use.mountpoint}"
-        hint = f"unmount it with: umount {use.mountpoint}"
+        hint = f"unmount it with: umount {shlex.quote(use.mountpoint)}"
         raise TargetError(said, hint=hint, path=path, device=use.device, mountpoint=use.mountpoint)
     for swap in swaps_of(path, system=system):
         said = f"{path} is in use: {swap} is swap space"
-        raise TargetError(said, hint=f"turn it off with: swapoff {swap}", path=path, device=swap)
+        hint = f"turn it off with: swapoff {shlex.quote(swap)}"
+        raise TargetError(said, hint=hint, path=path, device=swap)
     for holder in holders_of(path, system=system):
         said = f"{path} is in use: {holder} is built on it"
         raise TargetError(said, hint=f"take {holder} down first", path=path, device=holder)
