@@ -122,7 +122,7 @@ _MBR = {
     0xEE: ("protective", "GPT protective"),
     0xEF: ("esp", "EFI system"),
     0xFB: ("vmfs", "VMware VMFS"),
-    0xFC: ("swap", "VMware swap"),
+    0xFC: ("vmware", "VMware diagnostics"),
     0xFD: ("raid", "Linux RAID"),
 }
 
