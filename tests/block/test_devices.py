@@ -197,7 +197,7 @@ def test_a_file_that_grows_is_noticed(tmp_path: Path) -> None:
 def test_a_file_that_is_written_to_is_noticed(tmp_path: Path) -> None:
     path = tmp_path / "disk.raw"
     reader = open_source(write(path, DATA))
-    os.utime(path, ns=(0, path.stat().st_mtime_ns + 1))
+    os.utime(path, ns=(0, path.stat().st_mtime_ns + 1_000_000))
     with pytest.raises(SourceError, match="was written to while it was read"):
         reader.check_unchanged()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import random
+import resource
 import stat
 import subprocess
 import sys
@@ -336,9 +337,15 @@ def test_the_old_file_and_the_new_one_must_both_fit(small_disk: Path) -> None:
     assert path.read_bytes() == b"n" * 700_000
 
 
-def test_a_file_too_large_for_its_file_system(tmp_path: Path) -> None:
-    with pytest.raises(TargetError, match="File too large") as caught:
-        open_target(str(tmp_path / "disk.raw"), (1 << 63) - 1, data_bytes=0)
+def test_a_file_larger_than_may_be(tmp_path: Path) -> None:
+    """As on FAT: a limit of the process answers with the same errno as one of the file system."""
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, old[1]))
+    try:
+        with pytest.raises(TargetError, match="File too large") as caught:
+            open_target(str(tmp_path / "disk.raw"), 2 << 20)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
     assert "file system" in caught.value.hint
     assert litter(tmp_path) == []
 
