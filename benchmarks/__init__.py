@@ -1,0 +1,1 @@
+"""Side-by-side measurements against tools we did not write: ``make bench``."""

@@ -1,0 +1,237 @@
+"""The table of figures: what is measured, what is wanted of it, and how the two compare.
+
+Each group is a function from the workshop to figures; ``GROUPS`` names them for ``--only``.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+from benchmarks import bare, ours, peers
+from benchmarks.measure import BenchError, interleave, median, say
+from benchmarks.mounts import Served, choose_offsets, imagefs_mount, qemu_export, random_rate, sequential_rate
+from benchmarks.workshop import Workshop
+
+MEMORY_LIMIT = 400_000_000
+_SEED = 42
+_READS = {1: 6_000, 8: 24_000}
+_READS_QUICK = {1: 2_000, 8: 8_000}
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One row: ``ratio`` is ours over theirs; ``wanted`` the bound, an upper one unless ``at_least``.
+
+    ``ours`` and ``theirs`` are every value measured, in ``unit``.
+    """
+
+    group: str
+    name: str
+    peer: str
+    unit: str
+    ours: tuple[float, ...]
+    theirs: tuple[float, ...]
+    wanted: float
+    at_least: bool = False
+
+    @property
+    def ratio(self) -> float:
+        return median(self.ours) / median(self.theirs)
+
+    @property
+    def reached(self) -> bool:
+        return self.ratio >= self.wanted if self.at_least else self.ratio <= self.wanted
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """A row that could not be measured here, and why."""
+
+    group: str
+    name: str
+    reason: str
+
+
+Row = Figure | LeftOut
+
+
+def capture(shop: Workshop) -> Iterator[Row]:
+    """A full capture beside its peers and beside the limit of the machine."""
+    settings, chunks = shop.settings, shop.chunks
+    new, room = shop.work / "set", shop.work / "peer"
+
+    def one_capture() -> float:
+        return shop.timed("capture", ours.capture(shop.disk, ours.new_set(new), "--kind", "full"))
+
+    values = interleave(
+        shop.runs,
+        ours=one_capture,
+        qemu=lambda: peers.qemu_compress(shop.disk, room.with_suffix(".qcow2")).seconds,
+        borg=lambda: peers.borg(shop.disk, room.with_suffix(".borg")).seconds,
+        zstd=lambda: peers.zstd(shop.disk, room.with_suffix(".zst"), level=settings.level).seconds,
+        bare=lambda: bare.compress_time(shop.disk, chunks, chunk=settings.chunk, level=settings.level),
+    )
+    row = _Rows("capture", "s", values)
+    yield row("full capture, time", "qemu", "qemu-img convert -c -m 2, zstd", 0.5)
+    yield row("full capture, time", "borg", "borg create --compression zstd,3", 0.4)
+    yield row("full capture, time", "zstd", f"zstd -T2 -{settings.level}", 1.0)
+    yield row("full capture, time", "bare", f"bare zstd -{settings.level} of the non-zero chunks", 1.25)
+    sizes = [[path.stat().st_size / 1e6] for path in (shop.full, room.with_suffix(".qcow2"))]
+    yield Figure("capture", "image, size", "qemu-img's qcow2", "MB", tuple(sizes[0]), tuple(sizes[1]), 1.0)
+
+
+def incremental(shop: Workshop) -> Iterator[Row]:
+    """An incremental with 1 % changed, beside reading and hashing what is allocated."""
+
+    def one_capture() -> float:
+        folder = ours.new_set(shop.work / "set", shop.full)
+        run = ours.capture(shop.changed, folder, "--kind", "incr")
+        return shop.timed("incremental capture", run)
+
+    chunk, chunks = shop.settings.chunk, shop.chunks
+    values = interleave(
+        shop.runs, ours=one_capture, bare=lambda: bare.read_hash_time(shop.changed, chunks, chunk=chunk)
+    )
+    row = _Rows("incremental", "s", values)
+    yield row("incremental, 1 % changed, time", "bare", "reading and BLAKE3 of the allocated data", 1.3)
+
+
+def verify(shop: Workshop) -> Iterator[Row]:
+    settings, chunks = shop.settings, shop.chunks
+    values = interleave(
+        shop.runs,
+        ours=lambda: shop.timed("verify", ours.verify(shop.full)),
+        restic=lambda: peers.restic_check(shop.restic).seconds,
+        bare=lambda: bare.decode_hash_time(shop.disk, chunks, chunk=settings.chunk, level=settings.level),
+    )
+    row = _Rows("verify", "s", values)
+    yield row("verify --level data, time", "restic", "restic check --read-data", 0.6)
+    yield row("verify --level data, time", "bare", "bare zstd decode and BLAKE3", 1.4)
+
+
+def restore(shop: Workshop) -> Iterator[Row]:
+    image, qcow2 = shop.full, shop.qcow2
+    values = interleave(
+        shop.runs,
+        ours=lambda: shop.timed("restore", ours.restore(image, shop.work / "ours.raw")),
+        qemu=lambda: peers.qemu_restore(qcow2, shop.work / "qemu.raw").seconds,
+    )
+    for name in ("ours.raw", "qemu.raw"):
+        (shop.work / name).unlink()
+    yield _Rows("restore", "s", values)("restore to a sparse file, time", "qemu", "qemu-img convert", 0.7)
+
+
+def read(shop: Workshop) -> Iterator[Row]:
+    """Sequential and random reads, cold, beside qemu's export; as root and without."""
+    for nobody in _users():
+        for name, measure in _readings(shop).items():
+            values = interleave(
+                shop.runs,
+                ours=partial(_through_ours, shop, measure, nobody, chain=False),
+                qemu=partial(_through_qemu, shop, measure, nobody),
+            )
+            wanted = 1.2 if name.startswith("sequential") else 1.0
+            yield _reads("read", name, nobody, values, "qemu", "qemu-storage-daemon's FUSE export", wanted)
+
+
+def chain(shop: Workshop) -> Iterator[Row]:
+    """The same reads through a full image and 30 incrementals, beside the full image alone."""
+    for nobody in _users():
+        for name, measure in _readings(shop).items():
+            values = interleave(
+                shop.runs,
+                ours=partial(_through_ours, shop, measure, nobody, chain=True),
+                full=partial(_through_ours, shop, measure, nobody, chain=False),
+            )
+            yield _reads("chain", f"{name}, 30 incrementals", nobody, values, "full", "the full alone", 0.9)
+
+
+def memory(shop: Workshop) -> Iterator[Row]:
+    """Peak memory of all that was run so far."""
+    for verb, peak in sorted(shop.peaks.items()):
+        yield Figure(
+            "memory", f"peak memory, {verb}", "400 MB", "MB", (peak / 1e6,), (MEMORY_LIMIT / 1e6,), 1.0
+        )
+
+
+Group = Callable[[Workshop], Iterator[Row]]
+
+#: In the order they are run: memory is last, for it tells of the others.
+GROUPS: dict[str, Group] = {
+    "capture": capture,
+    "incremental": incremental,
+    "verify": verify,
+    "restore": restore,
+    "read": read,
+    "chain": chain,
+    "memory": memory,
+}
+
+Measure = Callable[[Served], float]
+
+
+def _readings(shop: Workshop) -> dict[str, Measure]:
+    counts = _READS_QUICK if shop.shape.name == "quick" else _READS
+    found: dict[str, Measure] = {"sequential read, cold": sequential_rate}
+    for depth, count in counts.items():
+        offsets = choose_offsets(shop.pages.tolist(), count, seed=_SEED + depth)
+        found[f"random 4 KiB read, cold, depth {depth}"] = _random(offsets, depth)
+    return found
+
+
+def _random(offsets: list[int], depth: int) -> Measure:
+    return lambda served: random_rate(served, offsets, jobs=depth)
+
+
+def _through_ours(shop: Workshop, measure: Measure, nobody: bool, *, chain: bool) -> float:
+    images = shop.chain if chain else [shop.full]
+    with imagefs_mount(images, size=shop.shape.size, nobody=nobody) as served:
+        value = measure(served)
+        shop.note_peak("mount of a chain of 31" if chain else "mount", served.peak)
+        return value
+
+
+def _through_qemu(shop: Workshop, measure: Measure, nobody: bool) -> float:
+    with qemu_export(shop.qcow2, size=shop.shape.size, nobody=nobody) as served:
+        return measure(served)
+
+
+def _users() -> list[bool]:
+    """Whether to go without rights: root measures both ways, anybody else as they are."""
+    return [False, True] if os.geteuid() == 0 else [False]
+
+
+def _reads(
+    group: str, name: str, nobody: bool, values: dict[str, list[float]], side: str, peer: str, wanted: float
+) -> Figure:
+    root = os.geteuid() == 0 and not nobody
+    unit = "MB/s" if name.startswith("sequential") else "IOPS"
+    who = "as root" if root else "without root"
+    return Figure(
+        group, f"{name}, {who}", peer, unit, tuple(values["ours"]), tuple(values[side]), wanted, at_least=True
+    )
+
+
+class _Rows:
+    """Makes the rows of one interleaved measurement, in which smaller is better."""
+
+    def __init__(self, group: str, unit: str, values: dict[str, list[float]]) -> None:
+        self.group, self.unit, self.values = group, unit, values
+
+    def __call__(self, name: str, side: str, peer: str, wanted: float) -> Figure:
+        mine, theirs = tuple(self.values["ours"]), tuple(self.values[side])
+        return Figure(self.group, name, peer, self.unit, mine, theirs, wanted)
+
+
+def measure_groups(shop: Workshop, names: list[str]) -> Iterator[Row]:
+    """All rows of the named groups; a group that fails becomes a row that says why."""
+    for name in names:
+        say(f"{name}:")
+        try:
+            yield from GROUPS[name](shop)
+        except BenchError as error:
+            say(f"  {error}")
+            yield LeftOut(name, f"the rest of {name}", str(error))
