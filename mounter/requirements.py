@@ -22,6 +22,10 @@ def check(*, allow_other: bool, device: Path = _DEVICE, config: Path = _CONFIG) 
         )
     if os.geteuid() == 0:
         return
+    if not os.access(device, os.R_OK | os.W_OK):
+        raise MountError(
+            f"you have no access to {device}", hint=f"have root run `chmod 666 {device}`, as udev does"
+        )
     if mounttable.fusermount() is None:
         raise MountError("fusermount3 is missing, and only root can mount without it", hint=_INSTALL)
     if allow_other and not permits_allow_other(config):

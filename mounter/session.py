@@ -7,7 +7,6 @@ Knows Readers, not images; prints nothing and reads no environment.
 from __future__ import annotations
 
 import os
-import signal
 import threading
 import time
 from collections.abc import Callable
@@ -18,13 +17,13 @@ from imagefs.errors import MountError
 from mounter import binding, mountpoint, mounttable, requirements
 from mounter.mountpoint import MountPoint
 from mounter.operations import MountOperations
-from mounter.signals import ending_signals
+from mounter.signals import Ending, ending_signals
 from mounter.state import MountRecord, MountStates, process_start
 from mounter.stderr import CapturedStderr
 from mounter.tree import MountSpec, MountTree
 
-#: What fuse_main answers when a signal ended the loop (libfuse 3).
-_ENDED_BY_SIGNAL = 8
+#: What fuse_main of libfuse 3 answers after a signal, and sometimes when it was unmounted under it.
+_LOOP_ENDED = 8
 _READ_AHEAD_KB = 1024
 _STATUS_DELAY = 0.5
 
@@ -101,6 +100,7 @@ class _Session:
             log=options.log,
             made=point.made,
         )
+        self._ending = Ending()
         self._stderr = CapturedStderr()
         self._status_lock = threading.Lock()
         self._status_due = False
@@ -109,7 +109,7 @@ class _Session:
 
     def run(self, loaded: binding.Binding, fsname: str) -> int:
         try:
-            with ending_signals() as ending, self._stderr:
+            with ending_signals() as self._ending, self._stderr:
                 code = binding.serve(
                     loaded,
                     self._operations,
@@ -122,13 +122,14 @@ class _Session:
             self._end()
         if not self._started:
             raise self._refused(code)
-        if code not in (0, _ENDED_BY_SIGNAL):
+        if code not in (0, _LOOP_ENDED):
             self._log(f"the FUSE loop ended with code {code}")
-        return ending.signal or (int(signal.SIGTERM) if code == _ENDED_BY_SIGNAL else 0)
+        return self._ending.signal
 
     def _begin(self) -> None:
         """From the dispatcher, before the first request: what touches the mount must be elsewhere."""
         self._started = True
+        self._ending.arm()
         self._stderr.restore()
         threading.Thread(target=self._announce, name="ready", daemon=True).start()
 
