@@ -12,7 +12,15 @@ from functools import partial
 
 from benchmarks import bare, ours, peers
 from benchmarks.measure import BenchError, interleave, median, say
-from benchmarks.mounts import Served, choose_offsets, imagefs_mount, qemu_export, random_rate, sequential_rate
+from benchmarks.mounts import (
+    Served,
+    choose_offsets,
+    fuse_for_everybody,
+    imagefs_mount,
+    qemu_export,
+    random_rate,
+    sequential_rate,
+)
 from benchmarks.workshop import Workshop
 
 MEMORY_LIMIT = 400_000_000
@@ -231,7 +239,8 @@ def measure_groups(shop: Workshop, names: list[str]) -> Iterator[Row]:
     for name in names:
         say(f"{name}:")
         try:
-            yield from GROUPS[name](shop)
+            with fuse_for_everybody():
+                yield from GROUPS[name](shop)
         except BenchError as error:
             say(f"  {error}")
             yield LeftOut(name, f"the rest of {name}", str(error))

@@ -10,6 +10,7 @@ import json
 import os
 import random
 import signal
+import stat
 import subprocess
 import tempfile
 import time
@@ -17,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.measure import NOBODY, BenchError, as_nobody, peak_of, run_timed, warm
+from benchmarks.measure import NOBODY, BenchError, as_nobody, peak_of, run_timed, say, warm
 from benchmarks.ours import program
 
 _READY_SECONDS = 60
@@ -66,6 +67,22 @@ def qemu_export(image: Path, *, size: int, nobody: bool) -> Iterator[Served]:
         words += ["--export", f"type=fuse,id=fuse,node-name=disk,mountpoint={place},writable=off"]
         with _serving(words, place, size=size, nobody=nobody) as served:
             yield served
+
+
+@contextlib.contextmanager
+def fuse_for_everybody() -> Iterator[None]:
+    """``/dev/fuse`` with the mode that udev gives it everywhere; containers often leave it to root."""
+    device = Path("/dev/fuse")
+    before = stat.S_IMODE(device.stat().st_mode)
+    if before & 0o006 == 0o006 or os.geteuid() != 0:
+        yield
+        return
+    say(f"  opening {device} to everybody for as long as this takes")
+    device.chmod(0o666)
+    try:
+        yield
+    finally:
+        device.chmod(before)
 
 
 def sequential_rate(served: Served) -> float:
