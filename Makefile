@@ -12,7 +12,7 @@ RUN_PACKAGES := fuse3
 DISK_PACKAGES := dosfstools e2fsprogs fdisk gdisk mtools ntfs-3g
 TEST_PACKAGES := btrfs-progs exfatprogs libfuse2t64|libfuse2 lsof psmisc qemu-utils sleuthkit \
 	xfsprogs xz-utils
-BENCH_PACKAGES := borgbackup fio qemu-system-common qemu-utils restic zstd
+BENCH_PACKAGES := borgbackup fio qemu-system-common qemu-utils restic time zstd
 VENV_PACKAGES := $(shell $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || echo python3 python3-venv)
 
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH):/usr/local/sbin:/usr/sbin:/sbin

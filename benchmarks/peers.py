@@ -32,7 +32,7 @@ def versions() -> dict[str, str]:
 
 
 def missing() -> list[str]:
-    return [tool for tool in (*VERSIONS, "setpriv") if tool_path(tool) is None]
+    return [tool for tool in (*VERSIONS, "setpriv", "time") if tool_path(tool) is None]
 
 
 def qemu_compress(disk: Path, target: Path) -> Run:
