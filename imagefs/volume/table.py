@@ -3,7 +3,8 @@
 The rules, in this order; where they leave the Linux kernel's, the reason stands beside them.
 
 1. Sector 0 has a protective row (type 0xee): GPT, by the primary copy or else the backup, in the
-   sector size of the caller or else in the other one. If neither copy is good, the other rows of
+   sector size of the caller or else in the other one. (The kernel wants the row to begin at sector 1;
+   tools do not care, nor do we where there is a header.) If neither copy is good, the other rows of
    a hybrid MBR, or no table at all, with an error.
 2. Sector 0 is the boot sector of a FAT, NTFS or exFAT file system: no table. Exception: rows that
    are beyond doubt (``mbr.convincing``): a stick that was one large file system before somebody
@@ -47,15 +48,21 @@ def read_table(reader: Reader, *, sector_size: int = 512) -> VolumeTable:
     boot = reader.read_at(0, 512)
     if len(boot) < 512:
         return whole_disk(reader, sector_size)
-    if mbr.has_signature(boot) and _is_protective(boot):
+    if mbr.has_signature(boot) and _is_protective(reader, boot, sector_size):
         return _protected_disk(reader, boot, sector_size)
     if mbr.has_signature(boot) and mbr.entries(boot) and mbr.flags_valid(boot):
         return _disk_with_rows(reader, boot, sector_size)
     return _disk_without_rows(reader, boot, sector_size)
 
 
-def _is_protective(boot: bytes) -> bool:
-    return any(row.type == mbr.PROTECTIVE and row.first == 1 for row in mbr.entries(boot))
+def _is_protective(reader: Reader, boot: bytes, sector_size: int) -> bool:
+    """Whether a row covers the disk from sector 1; one from elsewhere only if a GPT header is there."""
+    rows = [row for row in mbr.entries(boot) if row.type == mbr.PROTECTIVE]
+    return any(row.first == 1 for row in rows) or (bool(rows) and _has_gpt_header(reader, sector_size))
+
+
+def _has_gpt_header(reader: Reader, sector_size: int) -> bool:
+    return any(gpt.has_header(Sectors(reader, size)) for size in _sizes(sector_size))
 
 
 def _is_file_system(boot: bytes) -> bool:
@@ -118,7 +125,7 @@ def _disk_with_rows(reader: Reader, boot: bytes, sector_size: int) -> VolumeTabl
             return whole_disk(reader, sector_size)
         message = "sector 0 is the boot sector of a file system as well; its partitions count"
         findings.append(Finding("warning", "mbr-boot-sector", message, offset=0))
-    if any(gpt.has_header(Sectors(reader, size)) for size in _sizes(sector_size)):
+    if _has_gpt_header(reader, sector_size):
         message = "there is a GPT header, but no protective MBR row: as on Linux the MBR counts"
         findings.append(_note("gpt-ignored", message))
     return _mbr_disk(boot, sectors, findings)

@@ -257,6 +257,38 @@ def test_without_a_protective_row_the_mbr_counts_as_on_linux() -> None:
     assert (table.scheme, in_sectors(table.volumes), codes(table)) == ("mbr", [(1, 64, 64)], ["gpt-ignored"])
 
 
+def test_a_protective_row_from_elsewhere_counts_if_there_is_a_gpt() -> None:
+    disk = Gpt(THREE).disk()
+    disk[:512] = table_sector(row(0xEE, 0, 4096))
+    assert [v.number for v in table_of(disk).volumes] == [1, 3, 4]
+    alone = table_of(disk_with({0: table_sector(row(0xEE, 5, 90), row(0x83, 100, 9))}))
+    assert (alone.scheme, in_sectors(alone.volumes), codes(alone)) == ("mbr", [(2, 100, 9)], [])
+
+
+def test_code_behind_a_protective_row_is_no_hybrid() -> None:
+    sector = table_sector(row(0xEE, 1, 63), row(0x83, 64, 64, flag=0x33))
+    table = table_of(disk_with({0: sector}))
+    assert (table.scheme, codes(table)) == ("none", ["gpt-damaged"])
+
+
+def test_a_copy_in_the_wrong_place_is_no_copy() -> None:
+    disk = Gpt(THREE).disk()
+    disk[-512:] = disk[512:1024]
+    table = table_of(disk)
+    assert codes(table) == ["gpt-backup-damaged"]
+    assert "belongs to sector 1" in table.findings[0].message
+
+
+@pytest.mark.parametrize("alternate", [0, 1, 2, 1 << 63])
+def test_the_primary_is_not_its_own_backup(alternate: int) -> None:
+    gpt = Gpt(THREE)
+    disk = gpt.disk()
+    disk[512 : 512 + 92] = gpt.header(1, alternate, 2)
+    assert codes(table_of(disk)) == [], "the backup in the last sector is there"
+    disk[-512:] = bytes(512)
+    assert codes(table_of(disk)) == ["gpt-backup-damaged"]
+
+
 # -- nonsense with good checksums -----------------------------------------------------------------
 
 
@@ -316,6 +348,19 @@ def test_partitions_that_cannot_be() -> None:
     overlap = table.findings[-1]
     assert (overlap.offset, overlap.length) == (100 * 512, 28 * 512)
     assert overlap.message == "p1 and p6 overlap by 14336 bytes"
+
+
+def test_a_partition_right_behind_the_last_sector_is_outside() -> None:
+    table = table_of(Gpt((entry(4096, 4100), entry(4095, 4095))).disk())
+    assert (in_sectors(table.volumes), codes(table)) == ([(2, 4095, 1)], ["volume-outside"])
+
+
+def test_overlaps_are_found_along_a_row_of_partitions() -> None:
+    table = table_of(Gpt((entry(100, 199), entry(150, 299), entry(250, 399), entry(400, 401))).disk())
+    assert [finding.message for finding in table.findings] == [
+        "p1 and p2 overlap by 25600 bytes",
+        "p2 and p3 overlap by 25600 bytes",
+    ]
 
 
 def test_thousands_of_bad_entries_give_a_bounded_list() -> None:

@@ -108,10 +108,34 @@ def test_a_file_system_where_the_table_points_tells_the_sector_size(
     assert codes(table) == ([] if given == real else ["sector-size"])
 
 
+LUKS = b"LUKS\xba\xbe\0\x02"
+
+
 def test_without_evidence_the_given_sector_size_stays() -> None:
     disk = disk_with({0: table_sector(row(0x83, 64, 64))})
     assert table_of(disk).sector_size == 512
     assert table_of(disk, sector_size=4096).sector_size == 4096
+
+
+def test_evidence_does_not_count_where_the_table_would_not_fit() -> None:
+    disk = disk_with({0: table_sector(row(0x83, 64, 2000)), 64 * 8: LUKS})
+    assert table_of(disk).sector_size == 512
+    disk = disk_with({0: table_sector(row(0x83, 64, 200)), 64 * 8: LUKS})
+    assert table_of(disk).sector_size == 4096
+
+
+def test_code_at_the_place_of_a_logical_table_is_no_evidence() -> None:
+    code, table = table_sector(row(0x83, 9, 9, flag=0x42)), table_sector(row(0x83, 9, 9))
+    outer = table_sector(row(0x05, 64, 200))
+    assert table_of(disk_with({0: outer, 64 * 8: code})).sector_size == 512
+    assert table_of(disk_with({0: outer, 64 * 8: table})).sector_size == 4096
+
+
+def test_a_partition_from_sector_0_says_nothing_of_the_sector_size() -> None:
+    """A disc image is found there in any size; the second partition is where it should be in one."""
+    descriptor = b"\x01CD001"
+    disk = disk_with({0: table_sector(row(0x17, 0, 4096), row(0xEF, 200, 50)), 64: descriptor, 200: LUKS})
+    assert table_of(disk, sector_size=4096).sector_size == 512
 
 
 # -- chains of extended partitions -----------------------------------------------------------------
@@ -152,12 +176,23 @@ def test_the_first_of_two_links_is_taken() -> None:
     assert in_sectors(table_of(chain(tables, row(0x05, 100, 1000))).volumes) == [(5, 305, 5)]
 
 
-def test_rows_3_and_4_count_only_where_they_fit() -> None:
-    rows = (row(0x83, 1, 10), row(0, 0, 0), row(0x83, 20, 10), row(0x83, 30, 5000))
-    assert in_sectors(table_of(chain({100: table_sector(*rows)}, row(0x05, 100, 500))).volumes) == [
-        (5, 101, 10),
-        (6, 120, 10),
-    ]
+def test_rows_3_and_4_are_bounded_by_their_own_link() -> None:
+    """The second table's link is 50 sectors long: a row of 60 that the outer partition could hold is not."""
+    second = table_sector(row(0x83, 1, 5), row(0, 0, 0), row(0x83, 10, 60), row(0x83, 10, 40))
+    disk = chain({100: table_sector(row(0x05, 200, 50)), 300: second}, row(0x05, 100, 500))
+    assert in_sectors(table_of(disk).volumes) == [(5, 301, 5), (6, 310, 40)]
+
+
+def test_rows_3_and_4_are_bounded_by_the_outer_partition() -> None:
+    """The second table's link claims more than there is: a row inside the link, but not outside."""
+    second = table_sector(row(0x83, 1, 5), row(0, 0, 0), row(0x83, 10, 600), row(0x83, 10, 40))
+    disk = chain({100: table_sector(row(0x05, 200, 3000)), 300: second}, row(0x05, 100, 500))
+    assert in_sectors(table_of(disk).volumes) == [(5, 301, 5), (6, 310, 40)]
+
+
+def test_an_extended_partition_that_was_never_used() -> None:
+    assert codes(table_of(chain({}, row(0x05, 100, 500)))) == []
+    assert codes(table_of(chain({100: b"something"}, row(0x05, 100, 500)))) == ["ebr-damaged"]
 
 
 def test_two_extended_partitions_count_on() -> None:
@@ -182,6 +217,12 @@ def test_a_chain_longer_than_linux_follows_is_said() -> None:
     table = table_of(chain(tables, row(0x05, 100, 3000)))
     assert [v.number for v in table.volumes] == list(range(5, 256))
     assert codes(table) == ["ebr-endless"]
+
+
+def test_numbers_end_at_255_in_the_middle_of_a_table_too() -> None:
+    link = [table_sector(row(0x83, 1, 1), row(0x05, 3 * i + 3, 3), row(0x83, 2, 1)) for i in range(200)]
+    disk = chain({100 + 3 * i: table for i, table in enumerate(link)}, row(0x05, 100, 3000))
+    assert [v.number for v in table_of(disk).volumes] == list(range(5, 256))
 
 
 def test_a_chain_of_empty_tables_ends() -> None:
