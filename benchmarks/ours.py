@@ -54,3 +54,7 @@ def new_set(folder: Path, *images: Path) -> Path:
     for image in images:
         (folder / image.name).hardlink_to(image)
     return folder
+
+
+def remove_set(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
