@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future
 from typing import Generic, TypeVar
 
@@ -41,30 +41,63 @@ class BlockCache(Generic[Key, Value]):
             if found is not None:
                 self._blocks.move_to_end(key)
                 return found
-            future = self._pending.get(key)
-            mine = future is None
-            if future is None:
-                future = self._pending[key] = Future()
-        return self._make(key, make, future) if mine else future.result()
+        return self.get_many([key], lambda _keys: [make()])[0]
+
+    def get_many(
+        self, keys: Sequence[Key], make: Callable[[list[Key]], Sequence[Value | Exception]]
+    ) -> list[Value]:
+        """The blocks of ``keys``; ``make`` is called once with those that are neither here nor under way.
+
+        It gives a block or an exception for each. The first exception among ``keys`` is raised.
+        """
+        values: dict[Key, Value] = {}
+        waiting: dict[Key, Future[Value]] = {}
+        mine: list[Key] = []
+        with self._lock:
+            for key in keys:
+                found = self._blocks.get(key)
+                if found is not None:
+                    self._blocks.move_to_end(key)
+                    values[key] = found
+                    continue
+                if key not in self._pending:
+                    self._pending[key] = Future()
+                    mine.append(key)
+                waiting[key] = self._pending[key]
+        if mine:
+            self._make(mine, make, [waiting[key] for key in mine])
+        return [values[key] if key in values else waiting[key].result() for key in keys]
 
     def clear(self) -> None:
         with self._lock:
             self._blocks.clear()
             self._bytes = 0
 
-    def _make(self, key: Key, make: Callable[[], Value], future: Future[Value]) -> Value:
+    def _make(
+        self,
+        keys: list[Key],
+        make: Callable[[list[Key]], Sequence[Value | Exception]],
+        futures: list[Future[Value]],
+    ) -> None:
         try:
-            value = make()
+            made = make(keys)
         except BaseException as error:
             with self._lock:
-                del self._pending[key]
-            future.set_exception(error)
+                for key in keys:
+                    del self._pending[key]
+            for future in futures:
+                future.set_exception(error)
             raise
         with self._lock:
-            del self._pending[key]
-            self._blocks[key] = value
-            self._bytes += self._weigh(value)
+            for key, value in zip(keys, made, strict=True):
+                del self._pending[key]
+                if not isinstance(value, Exception):
+                    self._blocks[key] = value
+                    self._bytes += self._weigh(value)
             while self._bytes > self.limit and len(self._blocks) > 1:
                 self._bytes -= self._weigh(self._blocks.popitem(last=False)[1])
-        future.set_result(value)
-        return value
+        for future, value in zip(futures, made, strict=True):
+            if isinstance(value, Exception):
+                future.set_exception(value)
+            else:
+                future.set_result(value)

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
+from imagefs.errors import StoreError
 from imagefs.interfaces import Extent, Reader
 
 #: How far ahead of a stream the workers may be, in bytes.
@@ -30,12 +31,12 @@ class Prefetcher(Reader, Protocol):
     @property
     def block_size(self) -> int: ...
 
-    def wants(self, block: int, /) -> bool:
-        """True when making ``block`` is work: it holds data and is not in the cache. Cheap."""
+    def wanted(self, first: int, end: int, /) -> Iterator[tuple[int, int]]:
+        """Groups (first, end) of blocks worth making: they hold data and are not in the cache. Cheap."""
         ...
 
-    def make(self, block: int, /) -> None:
-        """Put ``block`` into the cache; damage is left for the read that needs it."""
+    def make(self, first: int, end: int, /) -> None:
+        """Put those blocks into the cache; damage is left for the read that needs it."""
         ...
 
     def extents(self, offset: int, length: int, /) -> Iterator[Extent]: ...
@@ -62,8 +63,11 @@ class ReadAhead:
         self._streams: OrderedDict[int, _Stream] = OrderedDict()
         self._lock = threading.Lock()
         self._pool: ThreadPoolExecutor | None = None
+        self._closed = False
 
     def read_at(self, offset: int, length: int, /) -> bytes:
+        if self._closed:
+            raise StoreError("read through a read-ahead that is closed")
         if length > 4096:
             self._look_ahead(offset, min(offset + length, self.size))
         return self._reader.read_at(offset, length)
@@ -73,6 +77,7 @@ class ReadAhead:
 
     def close(self) -> None:
         with self._lock:
+            self._closed = True
             pool, self._pool = self._pool, None
         if pool is not None:
             pool.shutdown(wait=True, cancel_futures=True)
@@ -80,7 +85,7 @@ class ReadAhead:
     def _look_ahead(self, offset: int, end: int) -> None:
         with self._lock:
             stream = self._stream_of(offset, end)
-            if stream.end - stream.start < MINIMUM:
+            if self._closed or stream.end - stream.start < MINIMUM:
                 return
             size = self._reader.block_size
             goal = min(stream.end + self._window, self.size)
@@ -88,11 +93,11 @@ class ReadAhead:
             if last - first < self._window // size // 4 and goal < self.size:
                 return
             stream.ahead = max(stream.ahead, goal)
-            blocks = [block for block in range(first, -(-goal // size)) if self._reader.wants(block)]
-            if blocks and self._pool is None:
+            groups = list(self._reader.wanted(first, -(-goal // size)))
+            if self._pool is None:
                 self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="read-ahead")
-            for block in blocks if self._pool else ():
-                self._pool.submit(self._reader.make, block)  # type: ignore[union-attr]
+            for group in groups:
+                self._pool.submit(self._reader.make, *group)
 
     def _stream_of(self, offset: int, end: int) -> _Stream:
         """The stream this read goes on with, or a new one; moved to its new end."""

@@ -8,12 +8,13 @@ from __future__ import annotations
 import struct
 import threading
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import zstandard
 from blake3 import blake3
 
-from imagefs.errors import FormatError, IntegrityError
+from imagefs.errors import FormatError, ImagefsError, IntegrityError
 from imagefs.format.fields import check, check_crc
 from imagefs.format.header import CODEC_RAW, CODEC_ZSTD
 
@@ -42,12 +43,20 @@ def digest_of(data: bytes | memoryview) -> bytes:
     return blake3(data).digest()
 
 
-def compress(plain: bytes | memoryview, level: int) -> tuple[int, bytes]:
-    """(codec, stored bytes): zstd at ``level``, or raw where zstd does not make it smaller."""
-    stored = _compressor(level).compress(plain)
-    if len(stored) < len(plain):
-        return CODEC_ZSTD, stored
-    return CODEC_RAW, bytes(plain)
+def compress(plains: Sequence[bytes], level: int) -> list[tuple[int, bytes]]:
+    """(codec, stored bytes) of each: zstd at ``level``, or raw where zstd does not make it smaller.
+
+    All in one call of the library: between chunks the interpreter's lock is not taken, and waiting
+    for that lock was a third of a capture's time.
+    """
+    if not plains:
+        return []
+    found = _compressor(level).multi_compress_to_buffer(list(plains), threads=2)
+    stored = [found[i].tobytes() for i in range(len(plains))]
+    return [
+        (CODEC_ZSTD, small) if len(small) < len(plain) else (CODEC_RAW, plain)
+        for plain, small in zip(plains, stored, strict=True)
+    ]
 
 
 def decompress(codec: int, stored: bytes | memoryview, plain_length: int) -> bytes:
@@ -71,6 +80,42 @@ def decompress(codec: int, stored: bytes | memoryview, plain_length: int) -> byt
         raise IntegrityError("a compressed chunk does not decode") from error
 
 
+def decompress_many(jobs: Sequence[tuple[int, memoryview, int]]) -> list[bytes | ImagefsError]:
+    """What ``decompress`` gives for each (codec, stored bytes, plain length), or the error it raises.
+
+    Sound zstd frames are decoded in one call of the library, for the reason ``compress`` gives.
+    """
+    sizes = [plain_length for _, _, plain_length in jobs]
+    if len(jobs) > 1 and all(map(_is_plain_zstd, jobs)):
+        try:
+            found = _decompressor().multi_decompress_to_buffer(
+                [stored for _, stored, _ in jobs],
+                decompressed_sizes=struct.pack(f"={len(sizes)}Q", *sizes),
+                threads=2,
+            )
+            plains = [found[i].tobytes() for i in range(len(jobs))]
+            if [len(plain) for plain in plains] == sizes:
+                return list(plains)
+        except (zstandard.ZstdError, ValueError):
+            pass  # one by one, to tell which of them it was
+    return [_decompress_or_error(*job) for job in jobs]
+
+
+def _is_plain_zstd(job: tuple[int, memoryview, int]) -> bool:
+    codec, stored, plain_length = job
+    try:
+        return codec == CODEC_ZSTD and zstandard.frame_content_size(stored) == plain_length
+    except zstandard.ZstdError:
+        return False
+
+
+def _decompress_or_error(codec: int, stored: memoryview, plain_length: int) -> bytes | ImagefsError:
+    try:
+        return decompress(codec, stored, plain_length)
+    except ImagefsError as error:
+        return error
+
+
 def encode_frame(header: FrameHeader) -> bytes:
     """The 64 bytes before the stored bytes."""
     data = FRAME.pack(
@@ -87,11 +132,14 @@ def encode_frame(header: FrameHeader) -> bytes:
     return data + zlib.crc32(data).to_bytes(4, "little")
 
 
-def make_frame(chunk_no: int, plain: bytes | memoryview, *, digest: bytes, level: int) -> tuple[int, bytes]:
-    """(codec, whole frame) of one chunk."""
-    codec, stored = compress(plain, level)
-    header = FrameHeader(chunk_no, codec, len(plain), len(stored), digest, zlib.crc32(stored))
-    return codec, encode_frame(header) + stored
+def make_frames(chunks: Sequence[tuple[int, bytes, bytes]], level: int) -> list[tuple[int, bytes]]:
+    """(codec, whole frame) for each (chunk_no, plain bytes, digest)."""
+    frames = []
+    packed = compress([plain for _, plain, _ in chunks], level)
+    for (chunk_no, plain, digest), (codec, stored) in zip(chunks, packed, strict=True):
+        header = FrameHeader(chunk_no, codec, len(plain), len(stored), digest, zlib.crc32(stored))
+        frames.append((codec, encode_frame(header) + stored))
+    return frames
 
 
 def decode_frame_header(data: bytes | memoryview) -> FrameHeader:

@@ -86,6 +86,7 @@ class ViewHasher:
         self._state: State | None = None
         self._first = self._count = 0
         self._digests = blake3()
+        self._waiting = bytearray()
 
     def add(self, state: State, first: int, count: int, digests: bytes = b"") -> None:
         """The next ``count`` chunks are in ``state``; stored ones bring their digests (32 bytes each)."""
@@ -95,7 +96,10 @@ class ViewHasher:
             self._digests = blake3()
         self._count += count
         if state is State.STORED:
-            self._digests.update(digests)
+            # Many small updates cost more than the hashing: collect some first.
+            self._waiting += digests
+            if len(self._waiting) >= 65_536:
+                self._hash_waiting()
 
     def digest(self, disk_size: int) -> bytes:
         """The 32 bytes; nothing may be added after."""
@@ -108,4 +112,9 @@ class ViewHasher:
             return
         self._records += VIEW_RUN.pack(self._state, self._first, self._count)
         if self._state is State.STORED:
+            self._hash_waiting()
             self._records += self._digests.digest()
+
+    def _hash_waiting(self) -> None:
+        self._digests.update(self._waiting)
+        self._waiting = bytearray()

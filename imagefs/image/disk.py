@@ -18,6 +18,8 @@ from imagefs.interfaces import Extent, State
 
 #: Decoded chunks kept, in bytes.
 CHUNK_CACHE = 64 * 1024 * 1024
+#: Chunks decoded together.
+GROUP = 8
 
 
 class VirtualDisk:
@@ -55,48 +57,76 @@ class VirtualDisk:
     def _gather(self, first: int, last: int, inside: int, count: int) -> bytes:
         """``count`` bytes from ``inside`` chunk ``first``, over several chunks up to ``last``."""
         parts: list[bytes | memoryview] = []
-        rest, chunk_no = count, first
-        while chunk_no <= last:
-            run = self._finder.find(chunk_no)
-            if run.state is State.STORED:
-                part: bytes | memoryview = self.chunk(chunk_no, run)
-                if inside or len(part) > rest:
-                    part = memoryview(part)[inside : inside + rest]
-                chunk_no += 1
-            else:
-                end = run.first + run.count
-                part = bytes(min(rest, (end - chunk_no) * self.chunk_size - inside))
-                chunk_no = end
-            parts.append(part)
-            rest, inside = rest - len(part), 0
+        for run in self.runs(first, last + 1):
+            if run.state is not State.STORED:
+                parts.append(bytes(run.count * self.chunk_size))
+                continue
+            for start in range(0, run.count, GROUP):
+                part = Run(
+                    run.first + start, min(GROUP, run.count - start), run.state, run.layer, run.row + start
+                )
+                parts += self.chunks(part)
+        # Only the ends can be too long: the first by what lies before, the last by what lies after.
+        parts[0] = memoryview(parts[0])[inside:]
+        surplus = sum(map(len, parts)) - count
+        if surplus:
+            parts[-1] = memoryview(parts[-1])[:-surplus]
         return b"".join(parts)
 
     def chunk(self, chunk_no: int, run: Run) -> bytes:
         """The plain bytes of a stored chunk, from the cache or decoded and checked."""
-        return self._cache.get(chunk_no, lambda: self.decode(chunk_no, run))
+        row = run.row + chunk_no - run.first
+        one = Run(chunk_no, 1, run.state, run.layer, row)
+        return self._cache.get(chunk_no, lambda: self._decode_one(one))
 
-    def decode(self, chunk_no: int, run: Run) -> bytes:
-        """The plain bytes of a stored chunk, past the cache."""
+    def chunks(self, run: Run) -> list[bytes]:
+        """The plain bytes of all chunks of a stored run; those not in the cache are decoded together."""
+        numbers = range(run.first, run.first + run.count)
+        return self._cache.get_many(numbers, lambda missing: self._decode_some(run, missing))
+
+    def _decode_one(self, run: Run) -> bytes:
+        found = self._decode(run)[0]
+        if isinstance(found, ImagefsError):
+            raise found
+        return found
+
+    def _decode_some(self, run: Run, missing: list[int]) -> list[bytes | ImagefsError]:
+        if len(missing) == run.count:
+            return self._decode(run)
+        parts = [Run(no, 1, run.state, run.layer, run.row + no - run.first) for no in missing]
+        return [found for part in parts for found in self._decode(part)]
+
+    def _decode(self, run: Run) -> list[bytes | ImagefsError]:
+        """The chunks of a stored run, past the cache; what is wrong with one stands in its place."""
         layer = self.chain.layers[run.layer]
-        plain = layer.read_chunk(chunk_no, run.row + chunk_no - run.first)
-        expected = min(self.chunk_size, self.size - chunk_no * self.chunk_size)
-        if len(plain) != expected:
-            raise layer.bad(chunk_no, f"it is {len(plain)} bytes long instead of {expected}")
-        return plain
+        found = layer.read_chunks(run.first, run.row, run.count)
+        for k, plain in enumerate(found):
+            chunk_no = run.first + k
+            expected = min(self.chunk_size, self.size - chunk_no * self.chunk_size)
+            if isinstance(plain, bytes) and len(plain) != expected:
+                found[k] = layer.bad(chunk_no, f"it is {len(plain)} bytes long instead of {expected}")
+        return found
 
     @property
     def block_size(self) -> int:
         """For read-ahead: its blocks are our chunks."""
         return self.chunk_size
 
-    def wants(self, block: int, /) -> bool:
-        """True when chunk ``block`` is stored and not decoded yet."""
-        return block not in self._cache and self._finder.find(block).state is State.STORED
+    def wanted(self, first: int, end: int, /) -> Iterator[tuple[int, int]]:
+        """Groups (first, end) of chunks in that range that are stored and not decoded yet."""
+        for run in self.runs(first, end):
+            if run.state is not State.STORED:
+                continue
+            for start in range(run.first, run.first + run.count, GROUP):
+                stop = min(start + GROUP, run.first + run.count)
+                if not all(chunk_no in self._cache for chunk_no in range(start, stop)):
+                    yield start, stop
 
-    def make(self, block: int, /) -> None:
-        """Decode chunk ``block`` into the cache; its damage is told to the read that needs it."""
+    def make(self, first: int, end: int, /) -> None:
+        """Decode those chunks into the cache; their damage is told to the read that needs them."""
         with contextlib.suppress(ImagefsError):
-            self.chunk(block, self._finder.find(block))
+            for run in self.runs(first, end):
+                self.chunks(run)
 
     def run_of(self, chunk_no: int) -> Run:
         return self._finder.find(chunk_no)

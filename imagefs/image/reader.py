@@ -10,7 +10,7 @@ import numpy as np
 
 from imagefs.block.cache import BlockCache
 from imagefs.errors import ImagefsError, IntegrityError, StoreError
-from imagefs.format.codec import FRAME_SIZE, FrameHeader, decode_frame_header, decompress, digest_of
+from imagefs.format.codec import FRAME_SIZE, FrameHeader, decode_frame_header, decompress_many, digest_of
 from imagefs.format.extents import I64, Runs, decode_runs
 from imagefs.format.fields import MAX_CHUNK_SIZE, TAIL_SIZE, check
 from imagefs.format.header import PREAMBLE, Header, decode_header, header_length
@@ -39,6 +39,8 @@ from imagefs.interfaces import Reader, State
 INDEX_CACHE = 64 * 1024 * 1024
 #: A list of extents longer than this is not believed (it would be 64 million runs).
 MAX_SECTION = 2**30
+#: Neighbouring frames are read together up to this many bytes.
+MAX_SPAN = 4 * 1024 * 1024
 
 Value = TypeVar("Value")
 IndexCache = BlockCache[tuple[bytes, int], Rows]
@@ -236,23 +238,57 @@ class ImageReader:
             low, high = (middle, high) if self._starts[middle] <= row else (low, middle)
         return self.block(low), row - self._starts[low]
 
+    def read_chunks(self, chunk_no: int, row: int, count: int) -> list[bytes | ImagefsError]:
+        """The plain bytes of ``count`` chunks from ``chunk_no``, which are the rows from ``row`` on.
+
+        What is wrong with one of them stands in its place. Raises StoreError.
+        """
+        found: list[bytes | ImagefsError] = []
+        while len(found) < count:
+            rows, i = self.locate(row + len(found))
+            end = min(i + count - len(found), len(rows))
+            found += self._read_rows(rows, i, end, chunk_no + len(found))
+        return found
+
+    def _read_rows(self, rows: Rows, i: int, end: int, chunk_no: int) -> list[bytes | ImagefsError]:
+        """Chunks ``chunk_no`` … from rows ``i`` to before ``end`` of one index block."""
+        spans = self._stored_bytes(rows, i, end)
+        jobs = [
+            (int(rows.codec[i + k]), stored, self.plain_length(chunk_no + k))
+            for k, stored in enumerate(spans)
+        ]
+        plains = decompress_many(jobs)
+        for k, plain in enumerate(plains):
+            if rows.chunk_no[i + k] != chunk_no + k:
+                plains[k] = self.bad(chunk_no + k, "the index holds another chunk in its place")
+            elif isinstance(plain, ImagefsError):
+                plains[k] = self.bad(chunk_no + k, plain.message)
+            elif digest_of(plain) != rows.digest[i + k].tobytes():
+                plains[k] = self.bad(chunk_no + k, "its digest does not match")
+        return plains
+
+    def _stored_bytes(self, rows: Rows, i: int, end: int) -> list[memoryview]:
+        """The stored bytes of rows ``i`` to before ``end``; neighbouring frames in one read."""
+        offsets, lengths = rows.offset[i:end].tolist(), rows.stored_length[i:end].tolist()
+        spans: list[memoryview] = []
+        start = 0
+        for k in range(1, len(offsets) + 1):
+            here = offsets[k - 1] + FRAME_SIZE + lengths[k - 1]
+            if k < len(offsets) and offsets[k] == here and here - offsets[start] < MAX_SPAN:
+                continue
+            data = memoryview(self._reader.read_at(offsets[start], here - offsets[start]))
+            for j in range(start, k):
+                at = offsets[j] - offsets[start] + FRAME_SIZE
+                spans.append(data[at : at + lengths[j]])
+            start = k
+        return spans
+
     def read_chunk(self, chunk_no: int, row: int) -> bytes:
-        """The plain bytes of ``chunk_no``, which is row ``row``; IntegrityError when they are wrong."""
-        rows, i = self.locate(row)
-        if rows.chunk_no[i] != chunk_no:
-            raise self.bad(chunk_no, "the index holds another chunk in its place")
-        offset, length = int(rows.offset[i]) + FRAME_SIZE, int(rows.stored_length[i])
-        try:
-            plain = decompress(
-                int(rows.codec[i]), self._reader.read_at(offset, length), self.plain_length(chunk_no)
-            )
-        except StoreError:
-            raise
-        except ImagefsError as error:
-            raise self.bad(chunk_no, error.message) from error
-        if digest_of(plain) != rows.digest[i].tobytes():
-            raise self.bad(chunk_no, "its digest does not match")
-        return plain
+        """The plain bytes of one chunk; IntegrityError when they are wrong."""
+        found = self.read_chunks(chunk_no, row, 1)[0]
+        if isinstance(found, ImagefsError):
+            raise found
+        return found
 
     def digests(self, row: int, count: int) -> bytes:
         """The digests of ``count`` rows from ``row``, 32 bytes each."""

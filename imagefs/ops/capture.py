@@ -15,7 +15,7 @@ from imagefs.block.devices import DeviceReader, StreamSource
 from imagefs.block.foreign import ForeignImage, identify
 from imagefs.block.views import BytesReader, extents_of
 from imagefs.errors import ChainError, SourceError, StoreFull, UsageError
-from imagefs.format.codec import digest_of, make_frame
+from imagefs.format.codec import digest_of, make_frames
 from imagefs.format.fields import check_chunk_size
 from imagefs.format.header import Header, Kind, Mode
 from imagefs.format.trailer import Summary
@@ -268,13 +268,15 @@ class Batch:
 class Piece:
     """What became of ``count`` chunks: ``frame`` and ``codec`` for one that is stored.
 
-    ``state`` is that of the view; ``absent`` says that the parent holds the same.
+    ``state`` is that of the view; ``absent`` says that the parent holds the same; ``alone`` marks a
+    last chunk that is shorter than the others.
     """
 
     state: State
     first: int
     count: int
     absent: bool = False
+    alone: bool = False
     digests: bytes = b""
     codec: int = 0
     frame: bytes = b""
@@ -359,19 +361,19 @@ class _Job:
     def work(self, batch: Batch) -> tuple[Batch, list[Piece]]:
         """Runs on a worker: what becomes of each chunk of ``batch``."""
         if batch.data is None:
-            return batch, list(self._zero_pieces(batch.first, batch.count))
+            return batch, list(self._zero_pieces(Piece(State.ZERO, batch.first, batch.count)))
         return batch, list(self._pieces(batch.first, batch.count, batch.data))
 
-    def _zero_pieces(self, first: int, count: int) -> Iterator[Piece]:
+    def _zero_pieces(self, zeros: Piece) -> Iterator[Piece]:
         """Zero chunks, split where the parent's are zero too and where they are not."""
-        inside = min(first + count, self._shared())
-        position = first
-        if self._parent is not None:
-            for run in self._parent.runs(first, max(first, inside)):
+        position, end = zeros.first, zeros.first + zeros.count
+        # The short last chunk of a stream: only with the size known can the parent's be as long.
+        if self._parent is not None and not (zeros.alone and self._size is None):
+            for run in self._parent.runs(position, max(position, min(end, self._shared()))):
                 yield Piece(State.ZERO, run.first, run.count, absent=run.state is State.ZERO)
                 position = run.first + run.count
-        if position < first + count:
-            yield Piece(State.ZERO, position, first + count - position)
+        if position < end:
+            yield Piece(State.ZERO, position, end - position)
 
     def _shared(self) -> int:
         """Chunks below this number are equally long in both disks, so may be absent."""
@@ -384,33 +386,32 @@ class _Job:
         return min(self._parent.size, 2**63 if self._size is None else self._size) // self._chunk
 
     def _pieces(self, first: int, count: int, data: bytes) -> Iterator[Piece]:
+        """The pieces of a batch in order; what has to be stored is compressed in one go."""
         states, digests = self._parents(first, count)
-        zeros = 0
+        pieces: list[Piece] = []
+        fresh: list[tuple[int, bytes, bytes]] = []
         for i in range(count):
             plain = data[i * self._chunk : (i + 1) * self._chunk]
             if len(plain) == self._chunk and plain == self._zeros:
-                zeros += 1
+                pieces.append(Piece(State.ZERO, first + i, 1))
                 continue
-            if zeros:
-                yield from self._zero_pieces(first + i - zeros, zeros)
-                zeros = 0
-            yield from self._piece(first + i, plain, digests[i] if states[i] == State.STORED else b"")
-        if zeros:
-            yield from self._zero_pieces(first + count - zeros, zeros)
-
-    def _piece(self, chunk_no: int, plain: bytes, parents: bytes) -> Iterator[Piece]:
-        """One chunk that is not a whole chunk of zeros; ``parents`` is the parent's digest of it."""
-        if len(plain) < self._chunk and not any(plain):
-            # The short last chunk. Only with the size known can the parent's be as long.
-            known = self._size is not None
-            yield from self._zero_pieces(chunk_no, 1) if known else [Piece(State.ZERO, chunk_no, 1)]
-            return
-        digest = digest_of(plain)
-        if parents == digest:
-            yield Piece(State.STORED, chunk_no, 1, absent=True, digests=digest)
-            return
-        codec, frame = make_frame(chunk_no, plain, digest=digest, level=self._header.level)
-        yield Piece(State.STORED, chunk_no, 1, digests=digest, codec=codec, frame=frame)
+            if len(plain) < self._chunk and not any(plain):
+                pieces.append(Piece(State.ZERO, first + i, 1, alone=True))
+                continue
+            digest = digest_of(plain)
+            absent = states[i] == State.STORED and digests[i] == digest
+            pieces.append(Piece(State.STORED, first + i, 1, absent=absent, digests=digest))
+            if not absent:
+                fresh.append((first + i, plain, digest))
+        frames = iter(make_frames(fresh, self._header.level))
+        for piece in pieces:
+            if piece.state is State.ZERO:
+                yield from self._zero_pieces(piece)
+            elif piece.absent:
+                yield piece
+            else:
+                codec, frame = next(frames)
+                yield Piece(State.STORED, piece.first, 1, digests=piece.digests, codec=codec, frame=frame)
 
     def _parents(self, first: int, count: int) -> tuple[list[int], list[bytes]]:
         """The parent's states and digests of the chunks; ABSENT where none may be inherited."""

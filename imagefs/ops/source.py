@@ -34,7 +34,8 @@ def describe_source(reader: Reader, *, sector_size: int) -> tuple[dict[str, Any]
         }
     try:
         table = read_table(reader, sector_size=sector_size)
-        identity["disk_id"] = table.disk_id
+        # An MBR that nobody gave an id has zeros there, and says nothing.
+        identity["disk_id"] = table.disk_id.strip("0") and table.disk_id
         volumes = describe_volumes(reader, table)
     except ImagefsError:
         return _known(identity), []

@@ -23,6 +23,8 @@ from imagefs.interfaces import ObjectInfo
 PARTIAL = ".partial"
 LOCK_NAME = ".lock"
 BUFFER = 1024 * 1024
+#: writev takes no more buffers at once (IOV_MAX).
+MAX_PARTS = 1024
 AT_FDCWD = -100
 RENAME_NOREPLACE = 1
 NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL)
@@ -168,8 +170,8 @@ class LocalWriter:
     def __init__(self, path: Path, *, owner: Path) -> None:
         self._path = path
         self._partial = path.with_name(path.name + PARTIAL)
-        self._buffer = bytearray()
-        self._written = 0
+        self._parts: list[bytes | memoryview] = []
+        self._waiting = self._written = 0
         self._broken = False
         try:
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
@@ -184,12 +186,13 @@ class LocalWriter:
 
     @property
     def position(self) -> int:
-        return self._written + len(self._buffer)
+        return self._written + self._waiting
 
     def append(self, data: bytes | memoryview, /) -> None:
         self._check()
-        self._buffer += data
-        if len(self._buffer) >= BUFFER:
+        self._parts.append(data)
+        self._waiting += len(data)
+        if self._waiting >= BUFFER or len(self._parts) >= MAX_PARTS:
             self._flush()
 
     def commit(self) -> None:
@@ -219,16 +222,16 @@ class LocalWriter:
             raise StoreError(f"{self._path} takes no more data after a failure", path=str(self._path))
 
     def _flush(self) -> None:
-        view = memoryview(self._buffer)
         try:
-            while view:
-                count = os.write(self._fd, view)
+            while self._parts:
+                count = os.writev(self._fd, self._parts)
                 self._written += count
-                view = view[count:]
+                self._waiting -= count
+                # A short write is rare; what is left of it is joined and goes out next.
+                self._parts = [b"".join(self._parts)[count:]] if self._waiting else []
         except OSError as error:
             self._broken = True
             raise _failed("write", self._path, error) from error
-        self._buffer = bytearray()
 
     def _close(self) -> None:
         os.close(self._fd)
