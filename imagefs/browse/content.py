@@ -1,0 +1,138 @@
+"""Readers over the content of one file: mapped straight onto the volume, or fetched by a library.
+
+Where the runs of a file are known and its bytes lie on the disk as they are, no library is needed
+to read them: reads then run in parallel and take no lock. Nothing here knows a file system.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from imagefs.block.views import clamp, extents_of
+from imagefs.errors import BrowseError
+from imagefs.interfaces import Extent, Reader, State
+
+#: What one call of a library is asked for at most.
+FETCH_SIZE = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """``length`` bytes of a file from ``start``; they lie at ``source``, or are a hole where None."""
+
+    start: int
+    length: int
+    source: int | None
+
+
+class MappedReader:
+    """A file whose ``pieces`` (in order, without overlap) lie on ``reader``. Owns neither."""
+
+    def __init__(self, reader: Reader, size: int, pieces: list[Piece], *, label: str) -> None:
+        self.size = size
+        self._reader: Reader | None = reader
+        self._pieces = pieces
+        self._starts = [piece.start for piece in pieces]
+        self._label = label
+
+    def read_at(self, offset: int, length: int, /) -> bytes:
+        count = clamp(self.size, offset, length)
+        reader = self._open_reader()
+        out = []
+        for piece, skip, part in self._cut(offset, count):
+            out.append(bytes(part) if piece.source is None else self._read(reader, piece.source + skip, part))
+        return b"".join(out)
+
+    def extents(self, offset: int, length: int, /) -> Iterator[Extent]:
+        reader = self._open_reader()
+        return _merged(self._extents(reader, offset, clamp(self.size, offset, length)))
+
+    def _extents(self, reader: Reader, offset: int, count: int) -> Iterator[Extent]:
+        for piece, skip, part in self._cut(offset, count):
+            at = piece.start + skip
+            if piece.source is None:
+                yield Extent(State.ZERO, at, part)
+                continue
+            inside = min(part, max(0, reader.size - piece.source - skip))
+            for extent in extents_of(reader, piece.source + skip, inside):
+                yield Extent(extent.state, extent.offset - piece.source - skip + at, extent.length)
+            if inside < part:  # past the end of the volume: reading it says so
+                yield Extent(State.STORED, at + inside, part - inside)
+
+    def _cut(self, offset: int, count: int) -> Iterator[tuple[Piece, int, int]]:
+        """The pieces under a range: (piece, bytes to skip in it, bytes to take)."""
+        end = offset + count
+        index = bisect_right(self._starts, offset) - 1
+        while offset < end:
+            piece = self._pieces[index] if 0 <= index < len(self._pieces) else None
+            if piece is None or not piece.start <= offset < piece.start + piece.length:
+                raise damaged(self._label, offset, "the file system does not say where they lie")
+            part = min(end, piece.start + piece.length) - offset
+            yield piece, offset - piece.start, part
+            offset += part
+            index += 1
+
+    def _read(self, reader: Reader, source: int, length: int) -> bytes:
+        data = reader.read_at(source, length)
+        if len(data) < length:
+            raise damaged(self._label, source, "they lie past the end of the volume")
+        return data
+
+    def _open_reader(self) -> Reader:
+        if self._reader is None:
+            raise BrowseError(f"'{self._label}' is closed")
+        return self._reader
+
+    def close(self) -> None:
+        self._reader = None
+
+
+class FetchReader:
+    """A file read through a library: ``fetch(offset, length)`` gives at most ``length`` bytes."""
+
+    def __init__(self, size: int, fetch: Callable[[int, int], bytes], *, label: str) -> None:
+        self.size = size
+        self._fetch: Callable[[int, int], bytes] | None = fetch
+        self._label = label
+
+    def read_at(self, offset: int, length: int, /) -> bytes:
+        count = clamp(self.size, offset, length)
+        if self._fetch is None:
+            raise BrowseError(f"'{self._label}' is closed")
+        out = []
+        while count:
+            data = self._fetch(offset, min(count, FETCH_SIZE))
+            if not data or len(data) > count:
+                raise damaged(self._label, offset, "the file system does not give them")
+            out.append(data)
+            offset += len(data)
+            count -= len(data)
+        return b"".join(out)
+
+    def close(self) -> None:
+        self._fetch = None
+
+
+def damaged(label: str, offset: int, why: str) -> BrowseError:
+    return BrowseError(
+        f"'{label}' cannot be read from byte {offset}: {why}",
+        hint="the file is damaged; bytes before that one can still be read",
+        path=label,
+        offset=offset,
+    )
+
+
+def _merged(extents: Iterator[Extent]) -> Iterator[Extent]:
+    """Neighbours of equal state become one."""
+    last: Extent | None = None
+    for extent in extents:
+        if last is not None and last.state == extent.state:
+            last = Extent(last.state, last.offset, last.length + extent.length)
+            continue
+        if last is not None:
+            yield last
+        last = extent
+    if last is not None:
+        yield last

@@ -1,0 +1,163 @@
+"""The inodes of ext2/3/4 as they lie on the disk, for what The Sleuth Kit does not hand on.
+
+That is: the bits that carry times past 2038 and before 1970, times of inodes without room for
+nanoseconds (TSK reads those from the next inode), device numbers, and the flag that says a file is
+encrypted. Knows nothing of TSK. Layout: Documentation/filesystems/ext4 of the Linux kernel.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from functools import lru_cache
+
+from imagefs.interfaces import Reader
+
+_MAGIC = 0xEF53
+_INCOMPAT_COMPRESSION, _INCOMPAT_META_BG, _INCOMPAT_64BIT = 0x1, 0x10, 0x80
+_INCOMPAT_ENCRYPT = 0x10000
+_FLAG_COMPRESSED, _FLAG_ENCRYPTED = 0x4, 0x800
+_FLAG_EXTENTS, _FLAG_INLINE = 0x80000, 0x10000000
+_PIECE = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Superblock:
+    """The facts of an ext superblock that are needed here; sizes in bytes."""
+
+    block_size: int
+    blocks: int
+    free_blocks: int
+    inodes: int
+    inodes_per_group: int
+    first_data_block: int
+    inode_size: int
+    descriptor_size: int
+    incompat: int
+    label: str
+
+
+@dataclass(frozen=True, slots=True)
+class Inode:
+    """Times in ns since 1970; ``crtime_ns`` None where the inode has no room for it. ``link`` is the
+    target of a symlink that is kept in the inode itself."""
+
+    mode: int
+    flags: int
+    mtime_ns: int
+    atime_ns: int
+    ctime_ns: int
+    crtime_ns: int | None
+    rdev: tuple[int, int] | None
+    link: bytes | None
+
+
+def read_superblock(reader: Reader) -> Superblock | None:
+    """The primary superblock; None when there is none that makes sense."""
+    raw = reader.read_at(1024, 1024)
+    if len(raw) < 1024 or struct.unpack_from("<H", raw, 56)[0] != _MAGIC:
+        return None
+    inodes, blocks, _, free, _, first, log_size = struct.unpack_from("<7I", raw)
+    per_group = struct.unpack_from("<I", raw, 40)[0]
+    revision = struct.unpack_from("<I", raw, 76)[0]
+    incompat = struct.unpack_from("<I", raw, 96)[0] if revision else 0
+    inode_size = struct.unpack_from("<H", raw, 88)[0] if revision else 128
+    wide = bool(incompat & _INCOMPAT_64BIT)
+    descriptor = max(32, struct.unpack_from("<H", raw, 254)[0]) if wide else 32
+    if wide:
+        blocks += struct.unpack_from("<I", raw, 336)[0] << 32
+        free += struct.unpack_from("<I", raw, 344)[0] << 32
+    if log_size > 6 or not per_group or not 128 <= inode_size <= 65536 or descriptor > 1024:
+        return None
+    label = raw[120:136].split(b"\0")[0].decode("utf-8", "replace")
+    size = 1024 << log_size
+    return Superblock(size, blocks, free, inodes, per_group, first, inode_size, descriptor, incompat, label)
+
+
+class ExtInodes:
+    """Looks inodes up by number. Keeps the last pieces it read; safe in several threads."""
+
+    def __init__(self, reader: Reader, superblock: Superblock) -> None:
+        self._super = superblock
+        self._piece = lru_cache(maxsize=64)(lambda index: reader.read_at(index * _PIECE, _PIECE))
+
+    def get(self, number: int) -> Inode | None:
+        """Inode ``number``; None where it cannot be found (``meta_bg``, a number out of range)."""
+        sb = self._super
+        if sb.incompat & _INCOMPAT_META_BG or not 1 <= number <= sb.inodes:
+            return None
+        group, index = divmod(number - 1, sb.inodes_per_group)
+        table = self._table(group)
+        if table is None:
+            return None
+        raw = self._bytes(table * sb.block_size + index * sb.inode_size, min(sb.inode_size, 160))
+        return decode_inode(raw) if len(raw) >= 128 else None
+
+    def must_refuse(self, number: int) -> str:
+        """Why the content of a file cannot be decoded (``encrypted``, ``compressed``), else an empty string."""
+        if not self._super.incompat & (_INCOMPAT_ENCRYPT | _INCOMPAT_COMPRESSION):
+            return ""
+        inode = self.get(number)
+        if self._super.incompat & _INCOMPAT_ENCRYPT and (inode is None or inode.flags & _FLAG_ENCRYPTED):
+            return "encrypted"
+        if self._super.incompat & _INCOMPAT_COMPRESSION and (inode is None or inode.flags & _FLAG_COMPRESSED):
+            return "compressed"
+        return ""
+
+    def _table(self, group: int) -> int | None:
+        """The first block of a group's inode table."""
+        sb = self._super
+        at = (sb.first_data_block + 1) * sb.block_size + group * sb.descriptor_size
+        raw = self._bytes(at, sb.descriptor_size)
+        if len(raw) < sb.descriptor_size:
+            return None
+        low = struct.unpack_from("<I", raw, 8)[0]
+        high = struct.unpack_from("<I", raw, 40)[0] if sb.descriptor_size >= 64 else 0
+        return int(low + (high << 32))
+
+    def _bytes(self, offset: int, length: int) -> bytes:
+        index, start = divmod(offset, _PIECE)
+        data = bytes(self._piece(index))[start : start + length]
+        if len(data) < length:
+            data += bytes(self._piece(index + 1))[: length - len(data)]
+        return data
+
+
+def decode_inode(raw: bytes) -> Inode:
+    """An inode of 128 bytes or more (only the first 160 matter)."""
+    mode = struct.unpack_from("<H", raw)[0]
+    atime, ctime, mtime = struct.unpack_from("<iii", raw, 8)
+    flags = struct.unpack_from("<I", raw, 32)[0]
+    extra = struct.unpack_from("<H", raw, 128)[0] if len(raw) >= 160 else 0
+    ctime_x, mtime_x, atime_x = struct.unpack_from("<III", raw, 132) if extra >= 16 else (0, 0, 0)
+    crtime = _ns(*struct.unpack_from("<iI", raw, 144)) if extra >= 24 else None
+    return Inode(
+        mode,
+        flags,
+        mtime_ns=_ns(mtime, mtime_x),
+        atime_ns=_ns(atime, atime_x),
+        ctime_ns=_ns(ctime, ctime_x),
+        crtime_ns=crtime,
+        rdev=_rdev(raw) if mode & 0xF000 in (0x2000, 0x6000) else None,
+        link=_fast_link(raw, flags) if mode & 0xF000 == 0xA000 else None,
+    )
+
+
+def _fast_link(raw: bytes, flags: int) -> bytes | None:
+    size = int(struct.unpack_from("<I", raw, 4)[0])
+    elsewhere = flags & (_FLAG_EXTENTS | _FLAG_INLINE | _FLAG_ENCRYPTED)
+    return raw[40 : 40 + size] if 0 < size < 60 and not elsewhere else None
+
+
+def _ns(seconds: int, extra: int) -> int:
+    """Two low bits of ``extra`` go on top of the signed seconds, the rest are nanoseconds."""
+    nanos = extra >> 2
+    return (seconds + ((extra & 3) << 32)) * 1_000_000_000 + (nanos if nanos < 1_000_000_000 else 0)
+
+
+def _rdev(raw: bytes) -> tuple[int, int]:
+    """Device numbers: the old 8 + 8 bits in i_block[0], else the new 12 + 20 bits in i_block[1]."""
+    old, new = struct.unpack_from("<II", raw, 40)
+    if old:
+        return (old >> 8) & 0xFF, old & 0xFF
+    return (new >> 8) & 0xFFF, (new & 0xFF) | ((new >> 12) & 0xFFF00)

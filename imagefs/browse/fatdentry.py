@@ -1,0 +1,110 @@
+"""Directory entries of FAT and exFAT as they lie on the disk, for what TSK does not hand on right.
+
+TSK converts FAT times through the time zone of the process, ignores the UTC offset of exFAT, swaps
+its read-only and hidden bits, and reads past exFAT's valid data length, where stale bytes lie.
+FAT knows no time zone: its times are taken as UTC. Layouts: the FAT and exFAT specifications.
+"""
+
+from __future__ import annotations
+
+import calendar
+import struct
+from dataclasses import dataclass
+
+from imagefs.interfaces import Reader
+
+#: TSK numbers the 32-byte slots of the data area from 3.
+_FIRST_INODE = 3
+_SLOT = 32
+READ_ONLY = 0x01
+
+
+@dataclass(frozen=True, slots=True)
+class Dentry:
+    """``valid_length`` is exFAT's valid data length; None where there is none."""
+
+    attributes: int = 0
+    mtime_ns: int | None = None
+    atime_ns: int | None = None
+    crtime_ns: int | None = None
+    valid_length: int | None = None
+
+
+class Dentries:
+    """Finds the directory entry that a TSK address of a FAT or exFAT file system stands for."""
+
+    def __init__(self, reader: Reader, *, exfat: bool) -> None:
+        self._reader = reader
+        self._exfat = exfat
+        self._start = _data_start(reader.read_at(0, 512), exfat=exfat)
+
+    def get(self, inode: int) -> Dentry:
+        """The entry of ``inode``; an empty one for the root and for what is not there."""
+        if inode < _FIRST_INODE or not self._start:
+            return Dentry()
+        raw = self._reader.read_at(self._start + (inode - _FIRST_INODE) * _SLOT, 2 * _SLOT)
+        if len(raw) < _SLOT:
+            return Dentry()
+        return _decode_exfat(raw) if self._exfat else _decode_fat(raw)
+
+
+def _data_start(boot: bytes, *, exfat: bool) -> int:
+    """Byte offset of the first slot: exFAT's cluster heap; the root directory of FAT12/16."""
+    if len(boot) < 512:
+        return 0
+    if exfat:
+        shift = boot[108]
+        return int(struct.unpack_from("<I", boot, 88)[0] << shift) if 9 <= shift <= 12 else 0
+    sector, _, reserved, fats = struct.unpack_from("<HBHB", boot, 11)
+    per_fat = struct.unpack_from("<H", boot, 22)[0] or struct.unpack_from("<I", boot, 36)[0]
+    return int((reserved + fats * per_fat) * sector)
+
+
+def _decode_fat(raw: bytes) -> Dentry:
+    attributes, tenths, c_time, c_date, a_date = struct.unpack_from("<B1xBHHH", raw, 11)
+    m_time, m_date = struct.unpack_from("<HH", raw, 22)
+    return Dentry(
+        attributes,
+        mtime_ns=_dos_ns(m_date, m_time, 0),
+        atime_ns=_dos_ns(a_date, 0, 0),
+        crtime_ns=_dos_ns(c_date, c_time, tenths),
+    )
+
+
+def _decode_exfat(raw: bytes) -> Dentry:
+    if raw[0] != 0x85:
+        return Dentry()
+    c_time, c_date, m_time, m_date, a_time, a_date = struct.unpack_from("<6H", raw, 8)
+    c_tenths, m_tenths, c_zone, m_zone, a_zone = raw[20:25]
+    stream = raw[_SLOT:]
+    # A set that goes on in another cluster: the stream entry is elsewhere and stays unknown.
+    valid = struct.unpack_from("<Q", stream, 8)[0] if len(stream) == _SLOT and stream[0] == 0xC0 else None
+    return Dentry(
+        raw[4],
+        mtime_ns=_zoned(_dos_ns(m_date, m_time, m_tenths), m_zone),
+        atime_ns=_zoned(_dos_ns(a_date, a_time, 0), a_zone),
+        crtime_ns=_zoned(_dos_ns(c_date, c_time, c_tenths), c_zone),
+        valid_length=valid,
+    )
+
+
+def _dos_ns(date: int, time: int, tenths: int) -> int | None:
+    """A DOS date and time, ``tenths`` in 10 ms steps; None when it is no date."""
+    year, month, day = 1980 + (date >> 9), (date >> 5) & 15, date & 31
+    hour, minute, second = time >> 11, (time >> 5) & 63, (time & 31) * 2
+    if not (1 <= month <= 12 and 1 <= day <= calendar.monthrange(year, month)[1]):
+        return None
+    if hour > 23 or minute > 59 or second > 59 or tenths > 199:
+        return None
+    seconds = calendar.timegm((year, month, day, hour, minute, second, 0, 0, 0))
+    return seconds * 1_000_000_000 + tenths * 10_000_000
+
+
+def _zoned(local_ns: int | None, zone: int) -> int | None:
+    """Local time to UTC: bit 7 says that the rest, signed, is the offset in quarters of an hour."""
+    if local_ns is None or not zone & 0x80:
+        return local_ns
+    quarters = zone & 0x7F
+    if quarters >= 64:
+        quarters -= 128
+    return local_ns - quarters * 900 * 1_000_000_000

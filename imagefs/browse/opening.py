@@ -1,0 +1,26 @@
+"""Opens whatever file system is on a volume: The Sleuth Kit first, pyfatfs where TSK refuses FAT."""
+
+from __future__ import annotations
+
+from imagefs.browse.fat import open_fat
+from imagefs.browse.sniff import refusal
+from imagefs.browse.tsk import open_tsk
+from imagefs.errors import NotAFileSystem
+from imagefs.interfaces import FileSystem, Reader
+
+
+def open_filesystem(reader: Reader) -> FileSystem:
+    """The file system on ``reader``, which stays the caller's to close.
+
+    NotAFileSystem names what the volume seems to be and the way out. Errors of the reader come
+    through as they are.
+    """
+    try:
+        return open_tsk(reader)
+    except NotAFileSystem as error:
+        refused = error
+    try:
+        return open_fat(reader)
+    except NotAFileSystem:
+        message, hint = refusal(reader, str(refused.data.get("reason", "")))
+    raise NotAFileSystem(message, hint=hint) from refused
