@@ -57,15 +57,16 @@ class VirtualDisk:
     def _gather(self, first: int, last: int, inside: int, count: int) -> bytes:
         """``count`` bytes from ``inside`` chunk ``first``, over several chunks up to ``last``."""
         parts: list[bytes | memoryview] = []
-        for run in self.runs(first, last + 1):
+        while first <= last:
+            run = self._finder.find(first)
+            end = min(last + 1, run.first + run.count)
             if run.state is not State.STORED:
-                parts.append(bytes(run.count * self.chunk_size))
+                parts.append(bytes((end - first) * self.chunk_size))
+                first = end
                 continue
-            for start in range(0, run.count, GROUP):
-                part = Run(
-                    run.first + start, min(GROUP, run.count - start), run.state, run.layer, run.row + start
-                )
-                parts += self.chunks(part)
+            end = min(end, first + GROUP)
+            parts += self.chunks(first, end, run)
+            first = end
         # Only the ends can be too long: the first by what lies before, the last by what lies after.
         parts[0] = memoryview(parts[0])[inside:]
         surplus = sum(map(len, parts)) - count
@@ -75,33 +76,33 @@ class VirtualDisk:
 
     def chunk(self, chunk_no: int, run: Run) -> bytes:
         """The plain bytes of a stored chunk, from the cache or decoded and checked."""
-        row = run.row + chunk_no - run.first
-        one = Run(chunk_no, 1, run.state, run.layer, row)
-        return self._cache.get(chunk_no, lambda: self._decode_one(one))
+        return self._cache.get(chunk_no, lambda: self._decode_one(chunk_no, run))
 
-    def chunks(self, run: Run) -> list[bytes]:
-        """The plain bytes of all chunks of a stored run; those not in the cache are decoded together."""
-        numbers = range(run.first, run.first + run.count)
-        return self._cache.get_many(numbers, lambda missing: self._decode_some(run, missing))
+    def chunks(self, first: int, end: int, run: Run) -> list[bytes]:
+        """The plain bytes of chunks ``first`` to before ``end`` of a stored run.
 
-    def _decode_one(self, run: Run) -> bytes:
-        found = self._decode(run)[0]
+        Those not in the cache are decoded together.
+        """
+
+        def decode(missing: list[int]) -> list[bytes | ImagefsError]:
+            if len(missing) == end - first:
+                return self._decode(first, end, run)
+            return [found for chunk_no in missing for found in self._decode(chunk_no, chunk_no + 1, run)]
+
+        return self._cache.get_many(range(first, end), decode)
+
+    def _decode_one(self, chunk_no: int, run: Run) -> bytes:
+        found = self._decode(chunk_no, chunk_no + 1, run)[0]
         if isinstance(found, ImagefsError):
             raise found
         return found
 
-    def _decode_some(self, run: Run, missing: list[int]) -> list[bytes | ImagefsError]:
-        if len(missing) == run.count:
-            return self._decode(run)
-        parts = [Run(no, 1, run.state, run.layer, run.row + no - run.first) for no in missing]
-        return [found for part in parts for found in self._decode(part)]
-
-    def _decode(self, run: Run) -> list[bytes | ImagefsError]:
-        """The chunks of a stored run, past the cache; what is wrong with one stands in its place."""
+    def _decode(self, first: int, end: int, run: Run) -> list[bytes | ImagefsError]:
+        """Chunks of a stored run, past the cache; what is wrong with one stands in its place."""
         layer = self.chain.layers[run.layer]
-        found = layer.read_chunks(run.first, run.row, run.count)
+        found = layer.read_chunks(first, run.row + first - run.first, end - first)
         for k, plain in enumerate(found):
-            chunk_no = run.first + k
+            chunk_no = first + k
             expected = min(self.chunk_size, self.size - chunk_no * self.chunk_size)
             if isinstance(plain, bytes) and len(plain) != expected:
                 found[k] = layer.bad(chunk_no, f"it is {len(plain)} bytes long instead of {expected}")
@@ -119,14 +120,13 @@ class VirtualDisk:
                 continue
             for start in range(run.first, run.first + run.count, GROUP):
                 stop = min(start + GROUP, run.first + run.count)
-                if not all(chunk_no in self._cache for chunk_no in range(start, stop)):
+                if start not in self._cache or stop - 1 not in self._cache:
                     yield start, stop
 
     def make(self, first: int, end: int, /) -> None:
-        """Decode those chunks into the cache; their damage is told to the read that needs them."""
+        """Decode a group that ``wanted`` gave into the cache; damage is told to the read that needs it."""
         with contextlib.suppress(ImagefsError):
-            for run in self.runs(first, end):
-                self.chunks(run)
+            self.chunks(first, end, self._finder.find(first))
 
     def run_of(self, chunk_no: int) -> Run:
         return self._finder.find(chunk_no)

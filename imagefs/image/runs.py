@@ -77,10 +77,16 @@ class RunFinder:
     def __init__(self, table: RunTable) -> None:
         self._first: Sequence[int] = array("q", table.first.astype(np.int64).tobytes())
         self._table = table
+        # Most reads fall into the run of the read before; replaced whole, so threads need no lock.
+        self._last = Run(0, 0, State.ZERO, 0, -1)
 
     def find(self, chunk_no: int) -> Run:
         """The run that holds ``chunk_no``, which must lie in one."""
-        return self._table.run(bisect_right(self._first, chunk_no) - 1)
+        last = self._last
+        if last.first <= chunk_no < last.first + last.count:
+            return last
+        self._last = found = self._table.run(bisect_right(self._first, chunk_no) - 1)
+        return found
 
 
 def table_of(first: I64, count: I64, state: npt.NDArray[np.uint8], layer: int, row: I64) -> RunTable:
