@@ -14,6 +14,7 @@ import ctypes
 import ctypes.util
 import importlib
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -96,8 +97,7 @@ def serve(
     """Mount on ``directory`` and answer the kernel until the mount ends; libfuse's code, 0 if all went well.
 
     ``threads`` is how many requests are worked on at once; libfuse before 3.12 knows only one and
-    any number. Signals: libfuse takes SIGHUP, SIGINT and SIGTERM where they have their default
-    action, and unmounts.
+    any number. Signals are left as they are (mounter/signals.py).
     """
     options: dict[str, Any] = {
         "foreground": True,
@@ -121,6 +121,8 @@ def serve(
     if binding.libfuse < (3, 0):
         operations = _callable(binding, operations)
     _keep_freed_memory()
+    # both libraries give SIGINT its default action first, for libfuse to take; it is ours
+    binding.module.signal = lambda number, handler: handler  # type: ignore[attr-defined]
     fuse = full_fuse(binding.module) if binding.libfuse >= (3, 0) else binding.module.FUSE
     try:
         fuse(operations, directory.decode(ENCODING), encoding=ENCODING, **options)
@@ -139,6 +141,13 @@ def _keep_freed_memory() -> None:
     if mallopt is not None:
         mallopt(_M_TRIM_THRESHOLD, 64 << 20)
         mallopt(_M_MMAP_THRESHOLD, 32 << 20)
+
+
+def stopper(binding: Binding) -> Callable[[], None]:
+    """What makes the loop end when it next wakes. To be asked for while a request is answered."""
+    library: Any = binding.module._libfuse
+    handle = ctypes.c_void_p(library.fuse_get_context().contents.fuse)
+    return lambda: library.fuse_exit(handle)
 
 
 def escape(fsname: str) -> str:

@@ -108,6 +108,7 @@ class _Session:
         self._ended = False
 
     def run(self, loaded: binding.Binding, fsname: str) -> int:
+        self._loaded = loaded
         try:
             with ending_signals() as self._ending, self._stderr:
                 code = binding.serve(
@@ -129,7 +130,7 @@ class _Session:
     def _begin(self) -> None:
         """From the dispatcher, before the first request: what touches the mount must be elsewhere."""
         self._started = True
-        self._ending.arm()
+        self._ending.arm(binding.stopper(self._loaded))
         self._stderr.restore()
         threading.Thread(target=self._announce, name="ready", daemon=True).start()
 

@@ -1,22 +1,24 @@
 """Ending a mount by signal, and knowing which one it was.
 
-libfuse ends its loop on SIGHUP, SIGINT and SIGTERM, but its exit code does not tell a signal from an
-aborted connection, nor one signal from another. So the three are held back from every thread and
-awaited by one of ours, which notes the number and then wakes the loop with SIGUSR1, a signal that is
-lent libfuse's own handler for the time of the mount.
+libfuse has handlers of its own, but they only work on the thread that runs its loop, and a signal to
+a process may go to any thread, such as one that numpy left running. Nor does its exit code name the
+signal. So the handlers are Python's: wherever one runs it writes the number to a pipe, a thread of
+ours reads it there, asks libfuse to stop and wakes the loop with SIGUSR1 until it has.
 """
 
 from __future__ import annotations
 
-import ctypes
+import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 
-_AWAITED = (signal.SIGINT, signal.SIGHUP, signal.SIGTERM)
+_ENDING = (signal.SIGINT, signal.SIGHUP, signal.SIGTERM)
 _WAKE = signal.SIGUSR1
-_SIGACTION_ROOM = 512  # a struct sigaction is copied without looking into it; it has 152 bytes
+#: The loop may just have looked for the last time before it waits: then the next one wakes it.
+_WAKE_SECONDS = 0.05
 
 
 class Ending:
@@ -24,17 +26,26 @@ class Ending:
 
     def __init__(self) -> None:
         self.signal = 0
-        self._active = False
+        self._stop_loop: Callable[[], None] = lambda: None
         self._armed = threading.Event()
+        self._over = threading.Event()
 
-    def arm(self) -> None:
-        """To be called once libfuse has set its handlers; a signal that came before is acted on now."""
-        if self._active:
-            libc = ctypes.CDLL(None)
-            action = ctypes.create_string_buffer(_SIGACTION_ROOM)
-            libc.sigaction(int(signal.SIGTERM), None, action)
-            libc.sigaction(int(_WAKE), action, None)
+    def arm(self, stop_loop: Callable[[], None]) -> None:
+        """The loop runs: ``stop_loop`` makes it end when it next wakes. Earlier signals count now."""
+        self._stop_loop = stop_loop
         self._armed.set()
+
+    def _watch(self, pipe: int, awaited: list[signal.Signals]) -> None:
+        while not self._over.is_set():
+            number = os.read(pipe, 1)[0]
+            if number not in awaited:
+                continue
+            self.signal = self.signal or number
+            self._armed.wait()
+            self._stop_loop()
+            while not self._over.is_set():
+                signal.pthread_kill(threading.main_thread().ident or 0, _WAKE)
+                self._over.wait(_WAKE_SECONDS)
 
 
 @contextmanager
@@ -48,37 +59,30 @@ def ending_signals() -> Iterator[Ending]:
     if threading.current_thread() is not threading.main_thread():
         yield ending
         return
-    before = {number: signal.getsignal(number) for number in (*_AWAITED, _WAKE)}
-    awaited = [
-        number for number in _AWAITED if number is not signal.SIGHUP or before[number] is not signal.SIG_IGN
-    ]
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, awaited)
-    stop = threading.Event()
-    waiter = threading.Thread(target=_await, args=(awaited, ending, stop), name="signals", daemon=True)
+    awaited = [number for number in _ENDING if not _is_ignored_hangup(number)]
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    former_pipe = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    before = {number: signal.signal(number, _note) for number in (*awaited, _WAKE)}
+    watcher = threading.Thread(target=ending._watch, args=(reading, awaited), name="signals", daemon=True)
+    watcher.start()
     try:
-        for number in awaited:
-            signal.signal(number, signal.SIG_DFL)  # or libfuse leaves them alone
-        ending._active = True
-        waiter.start()
         yield ending
     finally:
-        stop.set()
+        ending._over.set()
         ending._armed.set()
-        if waiter.ident is not None:
-            signal.pthread_kill(waiter.ident, awaited[0])
-            waiter.join()
+        os.write(writing, b"\0")
+        watcher.join()
+        signal.set_wakeup_fd(former_pipe)
         for number, handler in before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        os.close(reading)
+        os.close(writing)
 
 
-def _await(awaited: list[signal.Signals], ending: Ending, stop: threading.Event) -> None:
-    while True:
-        number = signal.sigwait(awaited)
-        if stop.is_set():
-            return
-        ending.signal = ending.signal or int(number)
-        ending._armed.wait()
-        main = threading.main_thread().ident
-        if main is not None and not stop.is_set():
-            signal.pthread_kill(main, _WAKE)
+def _is_ignored_hangup(number: signal.Signals) -> bool:
+    return number is signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN
+
+
+def _note(number: int, frame: FrameType | None) -> None:
+    """The handler: all there is to do is done through the pipe."""

@@ -6,7 +6,9 @@ JSON may hold: kind, state_dir, log, allow_other, threads, binding, path (a file
 from __future__ import annotations
 
 import json
+import signal
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -38,9 +40,18 @@ def many_files() -> FakeFileSystem:
     return FakeFileSystem([file(b"/file-%06d" % at, at, inode=str(100 + at)) for at in range(5000)])
 
 
+def threaded() -> MountSpec:
+    """With threads that take signals while the main thread is made not to."""
+    for _ in range(4):
+        threading.Thread(target=threading.Event().wait, daemon=True).start()
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM, signal.SIGINT])
+    return usual_spec()
+
+
 def build(settings: dict[str, Any]) -> MountSpec:
     kinds: dict[str, Callable[[], MountSpec]] = {
         "usual": usual_spec,
+        "threaded": threaded,
         "bad": lambda: spec_of(BadReader(noise(1 << 20), range(300_000, 365_536))),
         "short": lambda: spec_of(ShortReader(noise(1 << 20))),
         "slow": lambda: spec_of(SlowReader(noise(8 << 20))),

@@ -257,3 +257,24 @@ def test_the_mount_table_is_resolved_through_links(mount: Mount, tmp_path: Path)
     assert mounttable.find(str(tmp_path / "real" / "mnt")) is not None
     unmount(str(tmp_path / "link" / "mnt"), state_dir=live.state_dir)
     assert not (tmp_path / "real" / "mnt").exists()
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("name", ["mfusepy", "fusepy"])
+def test_a_signal_taken_by_another_thread_ends_the_mount(mount: Mount, threads: int, name: str) -> None:
+    """Such as one that numpy left running, which knows nothing of masks and handlers."""
+    pytest.importorskip("fuse" if name == "fusepy" else name, reason=f"needs {name}")
+    live = mount("threaded", threads=threads, binding=name)
+    assert live.end(signal.SIGTERM) == 128 + signal.SIGTERM
+    assert not live.directory.exists()
+
+
+def test_a_signal_before_the_mount_is_ready_ends_it_too(mount: Mount) -> None:
+    live = mount("usual", wait=False)
+    for pause in (0.05, 0.1, 0.15, 0.2, 0.3):
+        time.sleep(pause)
+        live.process.send_signal(signal.SIGTERM)
+        if live.process.poll() is not None:
+            break
+    assert live.process.wait(20) in (128 + signal.SIGTERM, -signal.SIGTERM)
+    assert not is_mounted(live.directory)
