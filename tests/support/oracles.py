@@ -96,13 +96,23 @@ def unpack(path: Path, folder: Path) -> Path:
         return folder
     if path.suffix == ".tgz" or ".tar" in path.suffixes:
         with tarfile.open(path) as archive:
-            archive.extractall(folder, filter="data")
+            # Debian 12's Python has no ``filter="data"`` yet, later ones want to be told something.
+            archive.extraction_filter = lambda member, _: member
+            archive.extractall(folder, members=_harmless(archive))
         return folder
     opener = _OPENERS.get(path.suffix)
     target = folder / (path.stem if opener else path.name)
     with opener(path, "rb") if opener else path.open("rb") as packed:
         _copy_sparse(packed, target)
     return target
+
+
+def _harmless(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    for member in archive:
+        inside = not os.path.isabs(member.name) and ".." not in Path(member.name).parts
+        if not inside or not (member.isfile() or member.isdir()):
+            raise tarfile.TarError(f"{archive.name} holds {member.name!r}, which is not to be unpacked")
+        yield member
 
 
 def _copy_sparse(source: IO[bytes], target: Path) -> None:
