@@ -111,7 +111,7 @@ def _harmless(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
     for member in archive:
         inside = not os.path.isabs(member.name) and ".." not in Path(member.name).parts
         if not inside or not (member.isfile() or member.isdir()):
-            raise tarfile.TarError(f"{archive.name} holds {member.name!r}, which is not to be unpacked")
+            raise tarfile.TarError(f"{member.name!r} is not to be unpacked")
         yield member
 
 
