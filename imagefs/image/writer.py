@@ -97,6 +97,7 @@ class ImageWriter:
         self._frame_bytes = 0
         self.next_chunk = 0
         self._point = _LastPoint(clock())
+        self._sound = True
         self._header_bytes = encode_header(header)
         _same(decode_header(self._header_bytes), header, "header")
         self._out.append(self._header_bytes)
@@ -107,8 +108,8 @@ class ImageWriter:
         return self._out.position
 
     def store(self, chunk_no: int, codec: int, frame: bytes, digest: bytes) -> None:
-        """The next chunk is stored: ``frame`` is header and stored bytes as ``make_frame`` gives them."""
-        self._advance(State.STORED, chunk_no, 1)
+        """The next chunk is stored: ``frame`` is header and stored bytes as ``make_frames`` gives them."""
+        self._begin(State.STORED, chunk_no, 1)
         pending = self._pending
         pending.chunk_no.append(chunk_no)
         pending.offset.append(self._out.position)
@@ -120,10 +121,11 @@ class ImageWriter:
         self._view.add(State.STORED, chunk_no, 1, digest)
         if len(pending) >= BLOCK_ROWS:
             self._write_block()
+        self._sound = True
 
     def mark(self, state: State, first: int, count: int) -> None:
         """The next ``count`` chunks are zero, skipped or unreadable."""
-        self._advance(state, first, count)
+        self._begin(state, first, count)
         last = self._runs[-1] if self._runs else None
         mergeable = last is not None and last[2] == state and last[0] + last[1] == first
         if last is not None and mergeable and len(self._runs) > self._point.runs:
@@ -131,11 +133,13 @@ class ImageWriter:
         else:
             self._runs.append((first, count, int(state)))
         self._view.add(state, first, count)
+        self._sound = True
 
     def inherit(self, state: State, first: int, count: int, digests: bytes = b"") -> None:
         """The next ``count`` chunks are absent: the parent's ``state`` (and ``digests``) hold for them."""
-        self._advance(State.ABSENT, first, count)
+        self._begin(State.ABSENT, first, count)
         self._view.add(state, first, count, digests)
+        self._sound = True
 
     def add_range(self, state: State, offset: int, length: int) -> None:
         """A skipped or unreadable range in bytes, also inside stored chunks; in ascending order."""
@@ -149,6 +153,7 @@ class ImageWriter:
 
     def checkpoint(self) -> None:
         """Write down how far the capture has come (FORMAT.md, 8)."""
+        self._enter()
         if len(self._pending) >= EARLY_ROWS:
             self._write_block()
         last = self._point
@@ -174,12 +179,14 @@ class ImageWriter:
             len(self._runs),
             len(self._ranges),
         )
+        self._sound = True
 
     def finish(self, summary: Summary, stands_for: Sequence[StandsFor] = ()) -> Summary:
         """Write sections and footer and commit. Gives the summary as it stands in the image.
 
         Of ``summary`` the counts and the view digest are filled in here.
         """
+        self._enter()
         if self._pending:
             self._write_block()
         summary = self._complete(summary)
@@ -201,7 +208,14 @@ class ImageWriter:
         """Leave nothing behind. Safe at any time, any number of times."""
         self._out.abort()
 
-    def _advance(self, state: State, first: int, count: int) -> None:
+    def _enter(self) -> None:
+        """Until the call under way has come to its end, the writer counts as broken."""
+        if not self._sound:
+            raise StoreError("the image takes no more data after a failure or its end")
+        self._sound = False
+
+    def _begin(self, state: State, first: int, count: int) -> None:
+        self._enter()
         if first != self.next_chunk or count < 1:
             raise StoreError(f"chunk {first} was written out of order, {self.next_chunk} was next")
         self.next_chunk += count
@@ -281,7 +295,7 @@ def _same(found: object, meant: object, what: str) -> None:
         raise IntegrityError(f"the {what} does not read back as it was written")
 
 
-def abort_on_error(writer: ImageWriter, error: BaseException) -> None:
+def abort_on_error(writer: ImageWriter | ObjectWriter, error: BaseException) -> None:
     """Clean up after ``error``; what goes wrong while cleaning up is told beside it, not instead."""
     try:
         writer.abort()

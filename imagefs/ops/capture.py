@@ -106,15 +106,15 @@ def _capture(source: Source, catalog: Catalog, options: CaptureOptions, progress
     parent = catalog.open_disk(plan.parent) if plan.parent else None
     try:
         job = _Job(source, header, parent, options.threads or default_threads(), progress)
-        writer = ImageWriter(catalog.store.create(name), header)
+        out = catalog.store.create(name)
         try:
             summary = _summary(header, options, volumes)
-            job.run(writer, summary, first)
+            job.run(ImageWriter(out, header), summary, first)
         except StoreFull as error:
-            abort_on_error(writer, error)
-            raise _name_space(error, job, writer) from error
+            abort_on_error(out, error)
+            raise _name_space(error, job, out.position) from error
         except BaseException as error:
-            abort_on_error(writer, error)
+            abort_on_error(out, error)
             raise
     finally:
         if parent:
@@ -295,21 +295,21 @@ class _Job:
         self._progress = progress
         self._chunk = header.chunk_size
         self._zeros = bytes(self._chunk)
-        self._size = source.size if isinstance(source, DeviceReader) else None
-        self.done = 0
+        self.size = source.size if isinstance(source, DeviceReader) else None
+        self.done = self.reached = 0
         self.read_bytes = 0
 
     def run(self, writer: ImageWriter, summary: Summary, first: bytes) -> None:
         """Everything from the first batch to the commit."""
-        self._progress.start("capture", self._size)
-        batches = self._device_batches() if self._size is not None else self._stream_batches(first)
+        self._progress.start("capture", self.size)
+        batches = self._device_batches() if self.size is not None else self._stream_batches(first)
         results = ordered_map(self.work, read_ahead(batches), threads=self._threads)
         try:
             for batch, pieces in results:
                 for piece in pieces:
                     self._write(writer, piece)
                 writer.checkpoint_if_due()
-                length = min(batch.count * self._chunk, (self._size or 2**63) - batch.first * self._chunk)
+                length = min(batch.count * self._chunk, (self.size or 2**63) - batch.first * self._chunk)
                 self.done += length if batch.data is None else len(batch.data)
                 self.read_bytes += len(batch.data or b"")
                 self._progress.advance(length if batch.data is None else len(batch.data))
@@ -322,6 +322,7 @@ class _Job:
         writer.finish(summary)
 
     def _write(self, writer: ImageWriter, piece: Piece) -> None:
+        self.reached = (piece.first + piece.count) * self._chunk
         if piece.absent:
             writer.inherit(piece.state, piece.first, piece.count, piece.digests)
         elif piece.state is State.STORED:
@@ -368,7 +369,7 @@ class _Job:
         """Zero chunks, split where the parent's are zero too and where they are not."""
         position, end = zeros.first, zeros.first + zeros.count
         # The short last chunk of a stream: only with the size known can the parent's be as long.
-        if self._parent is not None and not (zeros.alone and self._size is None):
+        if self._parent is not None and not (zeros.alone and self.size is None):
             for run in self._parent.runs(position, max(position, min(end, self._shared()))):
                 yield Piece(State.ZERO, run.first, run.count, absent=run.state is State.ZERO)
                 position = run.first + run.count
@@ -379,11 +380,11 @@ class _Job:
         """Chunks below this number are equally long in both disks, so may be absent."""
         if self._parent is None:
             return 0
-        if self._size == self._parent.size:
+        if self.size == self._parent.size:
             return -(-self._parent.size // self._chunk)
         # Of a stream the size shows only at its end; whole chunks of the parent are still safe,
         # because a shorter last chunk has another digest.
-        return min(self._parent.size, 2**63 if self._size is None else self._size) // self._chunk
+        return min(self._parent.size, 2**63 if self.size is None else self.size) // self._chunk
 
     def _pieces(self, first: int, count: int, data: bytes) -> Iterator[Piece]:
         """The pieces of a batch in order; what has to be stored is compressed in one go."""
@@ -425,13 +426,10 @@ class _Job:
         return states, digests
 
 
-def _name_space(error: StoreFull, job: _Job, writer: ImageWriter) -> StoreFull:
+def _name_space(error: StoreFull, job: _Job, position: int) -> StoreFull:
     """Say how much room the whole image would take, going by what had been done."""
-    done, position = job.done, writer.position
-    if not done:
-        return error
     guess = f"at least {position} bytes are needed"
-    if job._size:
-        total = max(position, position * job._size // done)
+    if job.size and job.reached:
+        total = max(position, position * job.size // min(job.reached, job.size))
         guess = f"about {total} bytes are needed for this image, {position} were written"
     return StoreFull(f"{error.message}: {guess}", hint=error.hint, **error.data, written=position)
