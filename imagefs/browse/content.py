@@ -46,12 +46,17 @@ class MappedReader:
         return b"".join(out)
 
     def extents(self, offset: int, length: int, /) -> Iterator[Extent]:
+        """Where nothing is known of a part, it may hold data: reading it will say what is wrong."""
         reader = self._open_reader()
         return _merged(self._extents(reader, offset, clamp(self.size, offset, length)))
 
     def _extents(self, reader: Reader, offset: int, count: int) -> Iterator[Extent]:
-        for piece, skip, part in self._cut(offset, count):
+        end = offset + count
+        for piece, skip, part in self._known(offset, end):
             at = piece.start + skip
+            if at > offset:
+                yield Extent(State.STORED, offset, at - offset)
+            offset = at + part
             if piece.source is None:
                 yield Extent(State.ZERO, at, part)
                 continue
@@ -60,6 +65,19 @@ class MappedReader:
                 yield Extent(extent.state, extent.offset - piece.source - skip + at, extent.length)
             if inside < part:  # past the end of the volume: reading it says so
                 yield Extent(State.STORED, at + inside, part - inside)
+        if offset < end:
+            yield Extent(State.STORED, offset, end - offset)
+
+    def _known(self, offset: int, end: int) -> Iterator[tuple[Piece, int, int]]:
+        """The pieces that touch a range, as ``_cut`` gives them; parts without a piece are left out."""
+        for index in range(max(0, bisect_right(self._starts, offset) - 1), len(self._pieces)):
+            piece = self._pieces[index]
+            if piece.start >= end:
+                return
+            skip = max(0, offset - piece.start)
+            part = min(end, piece.start + piece.length) - piece.start - skip
+            if part > 0:
+                yield piece, skip, part
 
     def _cut(self, offset: int, count: int) -> Iterator[tuple[Piece, int, int]]:
         """The pieces under a range: (piece, bytes to skip in it, bytes to take)."""
@@ -90,12 +108,23 @@ class MappedReader:
 
 
 class FetchReader:
-    """A file read through a library: ``fetch(offset, length)`` gives at most ``length`` bytes."""
+    """A file read through a library: ``fetch(offset, length)`` gives at most ``length`` bytes.
 
-    def __init__(self, size: int, fetch: Callable[[int, int], bytes], *, label: str) -> None:
+    ``layout``, where its place on the disk is known, answers for its holes.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        fetch: Callable[[int, int], bytes],
+        *,
+        label: str,
+        layout: MappedReader | None = None,
+    ) -> None:
         self.size = size
         self._fetch: Callable[[int, int], bytes] | None = fetch
         self._label = label
+        self._layout = layout
 
     def read_at(self, offset: int, length: int, /) -> bytes:
         count = clamp(self.size, offset, length)
@@ -110,6 +139,14 @@ class FetchReader:
             offset += len(data)
             count -= len(data)
         return b"".join(out)
+
+    def extents(self, offset: int, length: int, /) -> Iterator[Extent]:
+        count = clamp(self.size, offset, length)
+        if self._fetch is None:
+            raise BrowseError(f"'{self._label}' is closed")
+        if self._layout is not None:
+            return self._layout.extents(offset, count)
+        return iter([Extent(State.STORED, offset, count)] if count else [])
 
     def close(self) -> None:
         self._fetch = None

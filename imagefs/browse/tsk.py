@@ -277,10 +277,13 @@ class TskFileSystem:
         runs = tskentry.runs_of(file, stream) if plain else []
         if self._ext is None and any(run.filler for run in runs):
             raise damaged(shown, 0, "a part of the list of its clusters is missing")
-        if plain and (self._ext is not None or self._fat is not None):
+        layout = None
+        if plain:
             pieces = self._pieces(entry, runs, stream.size)
-            return MappedReader(self._reader, stream.size, pieces, label=shown)
-        return FetchReader(stream.size, self._fetch(file, stream, shown), label=shown)
+            layout = MappedReader(self._reader, stream.size, pieces, label=shown)
+            if self._ext is not None or self._fat is not None:
+                return layout
+        return FetchReader(stream.size, self._fetch(file, stream, shown), label=shown, layout=layout)
 
     def _pieces(self, entry: Entry, runs: list[tskentry.Run], size: int) -> list[Piece]:
         valid = size

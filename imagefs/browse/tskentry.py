@@ -40,6 +40,7 @@ _NAME_TYPES = {
     6: EntryType.SYMLINK,
     7: EntryType.SOCKET,
 }
+_DEVICE_FLAGS = {4: ("char",), 5: ("block",)}
 _PLAIN_MODES = {EntryType.DIRECTORY: 0o755, EntryType.SYMLINK: 0o777}
 
 
@@ -168,7 +169,7 @@ class EntryMaker:
             crtime_ns=_ns(meta.crtime, meta.crtime_nano),
         )
         if entry.type in (EntryType.DEVICE, EntryType.FIFO, EntryType.SOCKET):
-            entry = replace(entry, size=0)
+            entry = replace(entry, size=0, flags=_DEVICE_FLAGS.get(int(meta.type), ()))
         if self._kind == "ntfs":
             return _ntfs(entry, file)
         if self._fat is not None:
@@ -176,7 +177,7 @@ class EntryMaker:
         if self._ext is not None:
             return self._with_inode(entry, self._ext)
         flags = ("compressed",) if self._kind == "hfs" and int(meta.flags) & META_COMPRESSED else ()
-        return replace(entry, flags=flags)
+        return replace(entry, flags=entry.flags + flags)
 
     def _with_dentry(self, entry: Entry, dentries: Dentries) -> Entry:
         dentry = dentries.get(int(entry.inode))
@@ -203,7 +204,7 @@ class EntryMaker:
             ctime_ns=inode.ctime_ns,
             crtime_ns=inode.crtime_ns,
             rdev=inode.rdev,
-            flags=(refused,) if refused else (),
+            flags=(*entry.flags, refused) if refused else entry.flags,
         )
 
 
