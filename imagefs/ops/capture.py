@@ -19,7 +19,7 @@ from imagefs.format.codec import digest_of, make_frames
 from imagefs.format.fields import check_chunk_size
 from imagefs.format.header import Header, Kind, Mode
 from imagefs.format.trailer import Summary
-from imagefs.image.catalog import Catalog, ImageInfo, image_name, scan
+from imagefs.image.catalog import Catalog, ImageInfo, image_name, read_info, scan
 from imagefs.image.disk import VirtualDisk
 from imagefs.image.writer import ImageWriter, abort_on_error
 from imagefs.interfaces import NoProgress, ObjectStore, Progress, State
@@ -111,15 +111,16 @@ def _capture(source: Source, catalog: Catalog, options: CaptureOptions, progress
             summary = _summary(header, options, volumes)
             job.run(ImageWriter(out, header), summary, first)
         except StoreFull as error:
-            abort_on_error(out, error)
-            raise _name_space(error, job, out.position) from error
+            told = _name_space(error, job, out.position)
+            abort_on_error(out, told)
+            raise told from error
         except BaseException as error:
             abort_on_error(out, error)
             raise
     finally:
         if parent:
             parent.close()
-    made = scan(catalog.store).by_uuid[header.image]
+    made = read_info(catalog.store, name)
     seconds = time.monotonic() - begun
     return CaptureResult(made, job.read_bytes, made.tail.size, seconds, plan.warnings)
 

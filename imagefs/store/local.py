@@ -57,7 +57,7 @@ class LocalStore:
         try:
             with contextlib.suppress(FileExistsError):
                 os.mkdir(self.folder, 0o700)
-                self._own(os.fspath(self.folder), parent)
+                _give(os.fspath(self.folder), like=parent)
         except OSError as error:
             raise _failed("make the set", self.folder, error) from error
         if not self.folder.is_dir():
@@ -115,16 +115,14 @@ class LocalStore:
         for entry in entries:
             if not entry.name.endswith(ending) or entry.name.startswith("."):
                 continue
-            with contextlib.suppress(FileNotFoundError):
+            try:
                 facts = entry.stat()
-                if stat.S_ISREG(facts.st_mode):
-                    yield ObjectInfo(entry.name, facts.st_size, facts.st_mtime_ns)
-
-    def _own(self, path: str, like: Path) -> None:
-        """Give ``path`` the owner of ``like``, which only root can do and only root needs."""
-        if os.geteuid() == 0:
-            owner = os.stat(like)
-            os.chown(path, owner.st_uid, owner.st_gid)
+            except OSError as error:
+                if error.errno in (errno.ENOENT, errno.ELOOP):  # gone meanwhile, or a link to nowhere
+                    continue
+                raise _failed("list", Path(entry.path), error) from error
+            if stat.S_ISREG(facts.st_mode):
+                yield ObjectInfo(entry.name, facts.st_size, facts.st_mtime_ns)
 
 
 class LocalReader:
@@ -133,7 +131,8 @@ class LocalReader:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         try:
-            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            # Without O_NONBLOCK a pipe of that name would wait for a writer.
+            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except OSError as error:
             raise _failed("open", self.path, error) from error
         facts = os.fstat(self._fd)
@@ -176,12 +175,14 @@ class LocalWriter:
         try:
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
             self._fd = os.open(self._partial, flags, 0o600)
+        except OSError as error:
+            raise _failed("create", self._partial, error) from error
+        try:
             # A lock on the file itself tells a listing that this partial is still being written.
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.geteuid() == 0:
-                facts = os.stat(owner)
-                os.fchown(self._fd, facts.st_uid, facts.st_gid)
+            _give(self._fd, like=owner)
         except OSError as error:
+            self.abort()
             raise _failed("create", self._partial, error) from error
 
     @property
@@ -249,19 +250,31 @@ class LocalLock:
             raise _failed("lock", folder, error) from error
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.geteuid() == 0:
-                facts = os.stat(folder)
-                os.fchown(self._fd, facts.st_uid, facts.st_gid)
+            _give(self._fd, like=folder)
         except BlockingIOError as error:
-            os.close(self._fd)
+            self.release()
             raise StoreError(
                 f"another capture is at work in {folder}", hint="wait for it to end", path=str(folder)
             ) from error
+        except OSError as error:
+            self.release()
+            raise _failed("lock", folder, error) from error
 
     def release(self) -> None:
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
+
+
+def _give(what: int | str, *, like: Path) -> None:
+    """Give a file or folder the owner of ``like``, which only root can do and only root needs.
+
+    File systems without owners, and shares that do not trust root, refuse; then it stays as it is.
+    """
+    if os.geteuid() == 0:
+        facts = os.stat(like)
+        with contextlib.suppress(PermissionError):
+            os.chown(what, facts.st_uid, facts.st_gid)
 
 
 def is_being_written(path: str | Path) -> bool:

@@ -123,9 +123,10 @@ class DyingOs:
     WATCHED = (
         "open",
         "write",
+        "writev",
         "fsync",
         "fchmod",
-        "fchown",
+        "chown",
         "link",
         "unlink",
         "rename",
