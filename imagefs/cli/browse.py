@@ -1,3 +1,332 @@
-from imagefs.cli.sets import info
+"""``imagefs ls``, ``cat``, ``stat``, ``find`` and ``get``: into an image without mounting it."""
 
-ls = cat = stat = find = get = info
+from __future__ import annotations
+
+import base64
+import os
+import stat as modes
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import click
+
+from imagefs.browse import find as find_in
+from imagefs.browse import walk
+from imagefs.cli.command import common
+from imagefs.cli.console import Console
+from imagefs.cli.text import quote, size_text, time_json, time_text, valid_text
+from imagefs.cli.wiring import choose_image, open_disk, split_path
+from imagefs.errors import BrowseError, ImagefsError
+from imagefs.interfaces import Entry, EntryType, FileSystem, Volume
+from imagefs.ops.diskimage import DiskImage
+from imagefs.ops.source import describe_volumes
+
+CAT_PIECE = 1024 * 1024
+TYPE_LETTERS = {
+    EntryType.FILE: "-",
+    EntryType.DIRECTORY: "d",
+    EntryType.SYMLINK: "l",
+    EntryType.DEVICE: "b",
+    EntryType.FIFO: "p",
+    EntryType.SOCKET: "s",
+    EntryType.OTHER: "?",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A PATH looked up: the file system of a volume and an entry in it."""
+
+    volume: int
+    fs: FileSystem
+    entry: Entry
+
+    def shown(self, entry: Entry) -> bytes:
+        """The entry's path as a user writes it: ``/p2/etc/fstab``."""
+        return shown_path(self.volume, entry)
+
+
+def shown_path(volume: int, entry: Entry) -> bytes:
+    return b"/p%d" % volume + (b"" if entry.path == b"/" else entry.path)
+
+
+class Places:
+    """Looks PATHs up in one image; each volume is opened once."""
+
+    def __init__(self, disk: DiskImage) -> None:
+        self._disk = disk
+        self._open: dict[int, FileSystem] = {}
+
+    def find(self, path: bytes) -> Place | None:
+        """The place of ``path``; None for the root, which lists the volumes. Raises BrowseError."""
+        number, inner = split_path(path)
+        if number is None:
+            return None
+        return Place(number, self.filesystem(number), self._lookup(number, inner))
+
+    def entry(self, path: bytes) -> Place:
+        """As ``find``, where the root will not do."""
+        place = self.find(path)
+        if place is None:
+            raise BrowseError(
+                "/ is the list of volumes, not a file", hint="name a path in one, such as /p1/…"
+            )
+        return place
+
+    def filesystem(self, number: int) -> FileSystem:
+        if number not in self._open:
+            self._open[number] = self._disk.filesystem(number)
+        return self._open[number]
+
+    def _lookup(self, number: int, inner: bytes) -> Entry:
+        try:
+            return self.filesystem(number).lookup(inner)
+        except BrowseError as error:
+            if b"\\" in inner and not error.hint:
+                error.hint = "paths in an image are written with /"
+            raise
+
+
+def entry_row(path: bytes, entry: Entry) -> dict[str, Any]:
+    """One entry of ``ls``, ``find`` and ``stat``."""
+    text = valid_text(path)
+    row: dict[str, Any] = {
+        "path": text if text is not None else path.decode("utf-8", "replace"),
+        "type": str(entry.type),
+        "size": entry.size,
+        "mtime": time_json(entry.mtime_ns),
+        "inode": entry.inode,
+        "deleted": entry.deleted,
+        "mode": f"{entry.mode:04o}",
+        "uid": entry.uid,
+        "gid": entry.gid,
+    }
+    if text is None:
+        row["path_b64"] = base64.b64encode(path).decode()
+    return row
+
+
+def write_name(console: Console, name: bytes, end: bytes) -> None:
+    """A name: quoted on a terminal so that it can be pasted back, raw bytes in a pipe."""
+    if console.on_terminal and end == b"\n":
+        console.line(quote(name))
+    else:
+        console.write(name + end)
+
+
+# -- ls -------------------------------------------------------------------------------------------
+
+
+@click.command()
+@click.argument("image")
+@click.argument("path", default="/")
+@click.option("-l", "--long", "long", is_flag=True, help="Modes, owners, sizes and times too.")
+@click.option("-R", "--recursive", is_flag=True, help="Everything below as well.")
+@click.option("-0", "--null", "null", is_flag=True, help="End names with NUL.")
+@common
+def ls(console: Console, image: str, path: str, long: bool, recursive: bool, null: bool) -> None:
+    """List PATH in IMAGE; without PATH, its volumes."""
+    catalog, found = choose_image(console, image)
+    with open_disk(catalog, found) as disk:
+        place = Places(disk).find(os.fsencode(path))
+        if place is None:
+            list_volumes(console, disk)
+            return
+        entries = _listed(console, place, recursive=recursive)
+        if console.json_mode:
+            console.stream("entries", (entry_row(place.shown(each), each) for each in entries))
+            return
+        for each in entries if recursive else sorted(entries, key=lambda entry: entry.name):
+            name = place.shown(each) if recursive or each is place.entry else each.name
+            if long:
+                console.write(_long_lead(console, each))
+            write_name(console, name, b"\0" if null else b"\n")
+
+
+def _listed(console: Console, place: Place, *, recursive: bool) -> Iterator[Entry]:
+    if place.entry.type is not EntryType.DIRECTORY:
+        return iter([place.entry])
+    if recursive:
+        return walk(place.fs, place.entry, onerror=lambda error: incomplete(console, error))
+    return place.fs.children(place.entry)
+
+
+def incomplete(console: Console, error: ImagefsError) -> None:
+    """Something was left out: say so, go on, and end with exit code 3."""
+    console.warn(error.message)
+    console.exit_code = 3
+
+
+def _long_lead(console: Console, entry: Entry) -> bytes:
+    letters = TYPE_LETTERS[entry.type] + modes.filemode(entry.mode)[1:]
+    when = time_text(entry.mtime_ns, console.zone)
+    return f"{letters} {entry.nlink:>3} {entry.uid:>5} {entry.gid:>5} {entry.size:>12} {when} ".encode()
+
+
+def list_volumes(console: Console, disk: DiskImage) -> None:
+    """The volumes with label, file system, size, used and role, so that a user finds C:."""
+    facts = {row["id"]: row for row in describe_volumes(disk.disk, disk.table)}
+    rows = [_volume_row(disk, volume, facts.get(volume.id, {})) for volume in disk.volumes]
+    if console.json_mode:
+        console.stream("entries", rows)
+        return
+    console.line(f"{'volume':<8}{'size':>11}{'used':>11}  {'file system':<12} {'label':<16} role")
+    for row in rows:
+        used = size_text(row["used"])
+        label = quote(row["label"].encode()) if row["label"] else "-"
+        size = size_text(row["size"])
+        console.line(
+            f"{row['path']:<8}{size:>11}{used:>11}  {row['filesystem'] or '-':<12} {label:<16} {row['role'] or '-'}"
+        )
+
+
+def _volume_row(disk: DiskImage, volume: Volume, facts: dict[str, Any]) -> dict[str, Any]:
+    used, label, kind = None, facts.get("label", ""), facts.get("filesystem", "")
+    try:
+        fs = disk.filesystem(volume.number)
+        used, label, kind = fs.used_bytes, fs.label or label, fs.kind
+    except BrowseError:
+        pass  # what cannot be opened is still listed, by what its first bytes say
+    return {
+        "path": f"/{volume.id}",
+        "type": "directory",
+        "size": volume.length,
+        "mtime": None,
+        "inode": "",
+        "deleted": False,
+        "used": used,
+        "label": label,
+        "filesystem": kind,
+        "role": volume.role,
+        "name": volume.name,
+    }
+
+
+# -- cat and stat ---------------------------------------------------------------------------------
+
+
+@click.command()
+@click.argument("image")
+@click.argument("paths", metavar="PATH...", nargs=-1, required=True)
+@common
+def cat(console: Console, image: str, paths: tuple[str, ...]) -> None:
+    """Write the content of files in IMAGE to stdout."""
+    catalog, found = choose_image(console, image)
+    with open_disk(catalog, found) as disk:
+        places = Places(disk)
+        for each in [places.entry(os.fsencode(path)) for path in paths]:
+            write_content(console, each)
+
+
+def write_content(console: Console, place: Place) -> None:
+    """A file's bytes to stdout. Raises BrowseError before anything is written when it is no file."""
+    if place.entry.type is not EntryType.FILE:
+        shown = quote(place.shown(place.entry))
+        raise BrowseError(f"{shown} is a {place.entry.type}, not a file", path=shown)
+    content = place.fs.open(place.entry)
+    try:
+        for offset in range(0, content.size, CAT_PIECE):
+            console.write(content.read_at(offset, CAT_PIECE))
+    finally:
+        content.close()
+
+
+@click.command()
+@click.argument("image")
+@click.argument("paths", metavar="PATH...", nargs=-1, required=True)
+@common
+def stat(console: Console, image: str, paths: tuple[str, ...]) -> None:
+    """Everything the file system says of files in IMAGE."""
+    catalog, found = choose_image(console, image)
+    with open_disk(catalog, found) as disk:
+        places = Places(disk)
+        rows = [_stat_row(places.entry(os.fsencode(path))) for path in paths]
+    console.document({"entries": rows})
+    for row in rows:
+        for key, value in row.items():
+            shown = (
+                quote(str(value).encode("utf-8", "surrogateescape")) if key in ("path", "target") else value
+            )
+            console.line(f"{key:<10} {'-' if value in (None, '') else shown}")
+
+
+def _stat_row(place: Place) -> dict[str, Any]:
+    entry = place.entry
+    row = entry_row(place.shown(entry), entry) | {
+        "nlink": entry.nlink,
+        "atime": time_json(entry.atime_ns),
+        "ctime": time_json(entry.ctime_ns),
+        "crtime": time_json(entry.crtime_ns),
+        "filesystem": place.fs.kind,
+        "flags": list(entry.flags),
+    }
+    if entry.type is EntryType.SYMLINK:
+        row["target"] = place.fs.readlink(entry).decode("utf-8", "replace")
+    if entry.rdev is not None:
+        row["rdev"] = list(entry.rdev)
+    return row
+
+
+# -- find -----------------------------------------------------------------------------------------
+
+
+@click.command()
+@click.argument("image")
+@click.argument("path", default="/")
+@click.option("--name", metavar="GLOB", help="The name matches, * ? [a-z] as in a shell.")
+@click.option("--iname", metavar="GLOB", help="The same without regard to case.")
+@click.option(
+    "--type",
+    "types",
+    type=click.Choice([str(kind) for kind in EntryType]),
+    multiple=True,
+    help="Only this type; may be given more than once.",
+)
+@click.option("-0", "--null", "null", is_flag=True, help="End names with NUL.")
+@common
+def find(
+    console: Console,
+    image: str,
+    path: str,
+    name: str | None,
+    iname: str | None,
+    types: tuple[str, ...],
+    null: bool,
+) -> None:  # fmt: skip
+    """Find files by name in IMAGE, below PATH or in every volume."""
+    catalog, found = choose_image(console, image)
+    with open_disk(catalog, found) as disk:
+        hits = (
+            (place.shown(entry), entry)
+            for place in _starts(console, disk, os.fsencode(path))
+            for entry in find_in(
+                place.fs,
+                place.entry,
+                name=os.fsencode(name) if name else None,
+                iname=os.fsencode(iname) if iname else None,
+                types=frozenset(EntryType(kind) for kind in types) or None,
+                onerror=lambda error: incomplete(console, error),
+            )
+        )
+        if console.json_mode:
+            console.stream("entries", (entry_row(shown, entry) for shown, entry in hits))
+            return
+        for shown, _entry in hits:
+            write_name(console, shown, b"\0" if null else b"\n")
+
+
+def _starts(console: Console, disk: DiskImage, path: bytes) -> Iterator[Place]:
+    """Where to search: the place of ``path``, or the root of every volume that can be opened."""
+    places = Places(disk)
+    place = places.find(path)
+    if place is not None:
+        yield place
+        return
+    for volume in disk.volumes:
+        try:
+            fs = places.filesystem(volume.number)
+        except BrowseError as error:
+            console.note(f"imagefs: {volume.id} is left out: {error.message}")
+            continue
+        yield Place(volume.number, fs, fs.root())

@@ -120,7 +120,7 @@ def capture(
     )
     opened = _open(source, live=options.live)
     try:
-        if isinstance(opened, DeviceReader) and opened.is_device and lies_on(folder, source):
+        if isinstance(opened, DeviceReader) and lies_on(folder, source):
             raise SourceError(
                 f"the set {folder} lies on the source {source} itself", hint="use a set on another disk"
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -10,10 +11,11 @@ from collections.abc import Sequence
 
 import click
 
-from imagefs.cli.browse import cat, find, get, ls, stat
+from imagefs.cli.browse import cat, find, ls, stat
 from imagefs.cli.capture import capture
 from imagefs.cli.command import Terminated, catch_signals, say_exit
 from imagefs.cli.console import Console
+from imagefs.cli.get import get
 from imagefs.cli.mount import mount, umount
 from imagefs.cli.sets import delete, info, list_command, verify
 from imagefs.cli.transfer import clone, restore
@@ -75,6 +77,8 @@ def execute(context: click.Context, words: list[str]) -> int:
         with main.make_context("imagefs", list(words)) as context:
             main.invoke(context)
     except ImagefsError as error:
+        if error.data.get("errno") == errno.EPIPE:
+            raise BrokenPipeError from error
         failure = error
         _trace(context)
     except click.exceptions.Exit as stop:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import click
 
-from imagefs.block.devices import open_source
+from imagefs.block.devices import DeviceReader, open_source
 from imagefs.block.targets import TargetSink, open_target
 from imagefs.block.usage import check_not_mounted_rw, partitions_of
 from imagefs.block.views import SliceReader, extents_of
@@ -126,7 +126,13 @@ def run_job(console: Console, job: Job) -> None:
 
 
 def data_bytes(reader: Reader) -> int:
-    """How much of ``reader`` may be data and so needs room on the target."""
+    """How much of ``reader`` is data and so needs room on the target.
+
+    A device does not know, and refusing a mostly empty one would be wrong: then it is 0, and a target
+    that gets full says so.
+    """
+    if isinstance(reader, DeviceReader) and reader.is_device:
+        return 0
     found = extents_of(reader, 0, reader.size)
     return sum(extent.length for extent in found if extent.state is State.STORED)
 
