@@ -24,7 +24,10 @@ _MAX_ID = 2**32 - 2  # 2**32 - 1 means "leave it" to chown and "nobody" to the k
 
 @dataclass(frozen=True, slots=True)
 class Attributes:
-    """The fields of ``stat`` that the mount fills; times in ns since 1970, ``mode`` with type bits."""
+    """The fields of ``stat`` that the mount fills; times in ns since 1970, ``mode`` with type bits.
+
+    ``allocated`` is how many of the bytes may hold data, None for all of them.
+    """
 
     mode: int
     size: int
@@ -36,6 +39,7 @@ class Attributes:
     atime_ns: int = 0
     ctime_ns: int = 0
     rdev: int = 0
+    allocated: int | None = None
 
     @property
     def is_directory(self) -> bool:

@@ -1,8 +1,9 @@
-"""mfusepy's FUSE with one callback replaced: folders are listed together with their attributes.
+"""mfusepy's FUSE for libfuse 3 with two callbacks that it lacks.
 
-On libfuse 3 the kernel can take the attributes of an entry along with its name (READDIRPLUS) and
-then asks nothing more for ``ls -l`` or ``find``; mfusepy only ever gives names. Gets the module
-handed in by mounter/binding.py and imports no FUSE itself.
+``readdir`` with attributes: the kernel can take the attributes of an entry along with its name
+(READDIRPLUS) and then asks nothing more for ``ls -l`` or ``find``; mfusepy only ever gives names.
+``lseek``: where the holes of a file are. Gets the module handed in by mounter/binding.py and imports
+no FUSE itself.
 """
 
 from __future__ import annotations
@@ -29,6 +30,10 @@ def full_fuse(module: ModuleType) -> Any:
                 if fill(buffer, name.encode(self.encoding), status, position, _FILL_DIR_PLUS) != 0:
                     break
             return 0
+
+        def lseek(self, path: bytes | None, offset: int, whence: int, info: Any) -> int:
+            decoded = None if path is None else path.decode(self.encoding)
+            return int(self.operations.lseek(decoded, offset, whence, info.contents.fh))
 
         def _init(self, connection: Any, config: Any) -> None:
             # left to itself the kernel takes attributes for the first buffer of a folder only

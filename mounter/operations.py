@@ -17,7 +17,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NoReturn
 
-from imagefs.interfaces import Reader
+from imagefs.block.views import extents_of
+from imagefs.interfaces import Reader, State
 from mounter.attributes import Attributes
 from mounter.errnos import errno_of, line_of
 from mounter.folderstream import FolderStream
@@ -123,6 +124,23 @@ class MountOperations:
             self._fail(short, f"read {size} bytes at {offset} of {file.path!r}")
         return data
 
+    def lseek(self, path: str | None, offset: int, whence: int, fh: int) -> int:
+        """SEEK_DATA and SEEK_HOLE, so that a copy need not read what is known to be zeros."""
+        file = self._files[fh]
+        if whence not in (os.SEEK_DATA, os.SEEK_HOLE) or offset < 0:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        if offset >= file.size:
+            raise OSError(errno.ENXIO, os.strerror(errno.ENXIO))
+        try:
+            for extent in extents_of(file.reader, offset, file.size - offset):
+                if (extent.state is State.STORED) == (whence == os.SEEK_DATA):
+                    return extent.offset
+        except Exception as error:
+            self._fail(error, f"seek from {offset} of {file.path!r}")
+        if whence == os.SEEK_DATA:
+            raise OSError(errno.ENXIO, os.strerror(errno.ENXIO))
+        return file.size
+
     def release(self, path: str | None, fh: int) -> int:
         file = self._files.pop(fh, None)
         if file is not None and file.owned:
@@ -208,6 +226,7 @@ class MountOperations:
 
 
 def _stat_of(attributes: Attributes) -> dict[str, int]:
+    used = attributes.size if attributes.allocated is None else attributes.allocated
     return {
         "st_mode": attributes.mode,
         "st_ino": attributes.inode,
@@ -216,7 +235,7 @@ def _stat_of(attributes: Attributes) -> dict[str, int]:
         "st_gid": attributes.gid,
         "st_rdev": attributes.rdev,
         "st_size": attributes.size,
-        "st_blocks": -(-attributes.size // 512),
+        "st_blocks": -(-used // 512),
         "st_mtime": attributes.mtime_ns,
         "st_atime": attributes.atime_ns,
         "st_ctime": attributes.ctime_ns,

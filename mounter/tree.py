@@ -15,11 +15,12 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 
-from imagefs.block.views import BytesReader
-from imagefs.errors import BrowseError, PathNotFound
-from imagefs.interfaces import Entry, EntryType, Reader
+from imagefs.block.views import BytesReader, extents_of
+from imagefs.errors import BrowseError, ImagefsError, PathNotFound
+from imagefs.interfaces import Entry, EntryType, Reader, State
 from mounter.attributes import Attributes, attributes_of
 from mounter.entrycache import EntryCache
 from mounter.volumetree import VolumeSpec, VolumeTree
@@ -27,6 +28,8 @@ from mounter.volumetree import VolumeSpec, VolumeTree
 __all__ = ["MountSpec", "MountTree", "Node", "Opened", "VolumeSpec"]
 
 _ROOT_INODE = 1
+#: So many runs of a disk are looked at to see how much of it holds data; the rest counts as data.
+_MAX_RUNS = 20_000
 #: Raw bytes hold every file of the disk, whatever its mode: they are for the owner of the mount only.
 _RAW_MODE = stat.S_IFREG | 0o400
 _TEXT_MODE = stat.S_IFREG | 0o444
@@ -87,9 +90,12 @@ class MountTree:
             readers[name + b".raw"] = (volume.spec.reader, _RAW_MODE)
         readers[b"image.json"] = (BytesReader(self._spec.facts), _TEXT_MODE)
         return {
-            name: Node(self._attributes(mode, reader.size, _ROOT_INODE + 1 + at), reader)
+            name: Node(self._file_attributes(reader, mode, _ROOT_INODE + 1 + at), reader)
             for at, (name, (reader, mode)) in enumerate(readers.items())
         }
+
+    def _file_attributes(self, reader: Reader, mode: int, inode: int) -> Attributes:
+        return replace(self._attributes(mode, reader.size, inode), allocated=_allocated(reader))
 
     def _attributes(self, mode: int, size: int, inode: int, *, nlink: int = 1) -> Attributes:
         time = self._spec.mtime_ns
@@ -169,3 +175,15 @@ class MountTree:
         for volume in self._volumes.values():
             volume.close()
         self._spec.disk.close()
+
+
+def _allocated(reader: Reader) -> int:
+    """How many bytes may hold data. ``cp`` and ``tar`` look for holes only in files with fewer blocks
+    than bytes."""
+    holes = 0
+    try:
+        for extent in islice(extents_of(reader, 0, reader.size), _MAX_RUNS):
+            holes += extent.length if extent.state is not State.STORED else 0
+    except ImagefsError:  # damage is for the read that meets it
+        return reader.size
+    return reader.size - holes

@@ -5,10 +5,11 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 
 from imagefs.block.views import BytesReader, clamp
 from imagefs.errors import BrowseError, IntegrityError, PathNotFound
-from imagefs.interfaces import Entry, EntryType, FileSystem, Reader
+from imagefs.interfaces import Entry, EntryType, Extent, FileSystem, Reader, State
 from mounter.tree import MountSpec, VolumeSpec
 
 MTIME = 1_700_000_000_123_456_789
@@ -51,6 +52,28 @@ class SlowReader(BytesReader):
     def read_at(self, offset: int, length: int, /) -> bytes:
         time.sleep(0.3)
         return super().read_at(offset, length)
+
+
+class SparseReader(BytesReader):
+    """Knows that it holds data in some places only: ``data`` is {offset: bytes}."""
+
+    def __init__(self, size: int, data: dict[int, bytes]) -> None:
+        content = bytearray(size)
+        for offset, part in data.items():
+            content[offset : offset + len(part)] = part
+        super().__init__(bytes(content))
+        self.stored = sorted((offset, len(part)) for offset, part in data.items())
+
+    def extents(self, offset: int, length: int, /) -> Iterator[Extent]:
+        edges = [0]
+        for start, count in self.stored:
+            edges += [start, start + count]
+        edges.append(self.size)
+        end = offset + clamp(self.size, offset, length)
+        for at, (first, last) in enumerate(pairwise(edges)):
+            low, high = max(first, offset), min(last, end)
+            if low < high:
+                yield Extent(State.STORED if at % 2 else State.ZERO, low, high - low)
 
 
 class CountingReader(BytesReader):
@@ -160,6 +183,12 @@ def small_filesystem() -> FakeFileSystem:
 
 def no_filesystem() -> FileSystem:
     raise BrowseError("no file system is known here")
+
+
+def sparse_reader() -> SparseReader:
+    """64 MiB and 5 bytes with 4 KiB of data at 1 MiB and at the end."""
+    size = (64 << 20) + 5
+    return SparseReader(size, {1 << 20: noise(4096, 5), (64 << 20) - 4096 + 5: noise(4096, 6)})
 
 
 def spec_of(

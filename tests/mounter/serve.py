@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from imagefs.block.views import BytesReader
+from imagefs.browse import open_filesystem
 from imagefs.errors import ImagefsError
 from mounter.background import Readiness
 from mounter.session import MountOptions, run_foreground
@@ -26,6 +27,7 @@ from tests.mounter.fakes import (
     file,
     no_filesystem,
     noise,
+    sparse_reader,
     spec_of,
     usual_spec,
 )
@@ -52,6 +54,8 @@ def build(settings: dict[str, Any]) -> MountSpec:
     kinds: dict[str, Callable[[], MountSpec]] = {
         "usual": usual_spec,
         "threaded": threaded,
+        "sparse": lambda: spec_of(sparse_reader()),
+        "ext4": lambda: _ext4_spec(Path(settings["path"])),
         "bad": lambda: spec_of(BadReader(noise(1 << 20), range(300_000, 365_536))),
         "short": lambda: spec_of(ShortReader(noise(1 << 20))),
         "slow": lambda: spec_of(SlowReader(noise(8 << 20))),
@@ -65,6 +69,11 @@ def build(settings: dict[str, Any]) -> MountSpec:
 def _file_spec(path: Path) -> MountSpec:
     data = path.read_bytes()
     return spec_of(BytesReader(data), VolumeSpec("p1", BytesReader(data), no_filesystem))
+
+
+def _ext4_spec(path: Path) -> MountSpec:
+    reader = BytesReader(path.read_bytes())
+    return spec_of(reader, VolumeSpec("p1", BytesReader(b""), lambda: open_filesystem(reader)))
 
 
 def main(argv: list[str]) -> int:

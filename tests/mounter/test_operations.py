@@ -14,7 +14,16 @@ from mounter import operations
 from mounter.errnos import errno_of, line_of
 from mounter.operations import MountOperations
 from mounter.tree import MountSpec, MountTree, VolumeSpec
-from tests.mounter.fakes import BadReader, FakeFileSystem, ShortReader, file, noise, spec_of, usual_spec
+from tests.mounter.fakes import (
+    BadReader,
+    FakeFileSystem,
+    ShortReader,
+    SparseReader,
+    file,
+    noise,
+    spec_of,
+    usual_spec,
+)
 from tests.mounter.fakes import small_filesystem as small
 
 
@@ -168,6 +177,29 @@ def test_files_are_closed_when_released_and_when_the_mount_ends() -> None:
     mounted.ops.close_files()
     mounted.ops.close_files()
     assert [reader.closed for reader in filesystem.opened] == [1, 1]
+
+
+def test_seeking_finds_data_and_holes() -> None:
+    reader = SparseReader(10_000, {1000: b"a" * 500, 4000: b"b" * 100})
+    mounted = Mounted(spec_of(reader))
+    handle = mounted.open("/disk.raw")
+    seek = mounted.ops.lseek
+    data = {0: 1000, 1000: 1000, 1499: 1499, 1500: 4000, 4050: 4050}
+    holes = {0: 0, 1000: 1500, 1499: 1500, 1500: 1500, 4000: 4100, 9999: 9999}
+    assert {offset: seek(None, offset, os.SEEK_DATA, handle) for offset in data} == data
+    assert {offset: seek(None, offset, os.SEEK_HOLE, handle) for offset in holes} == holes
+    assert mounted.fails(seek, None, 4100, os.SEEK_DATA, handle) == errno.ENXIO
+    for whence in (os.SEEK_DATA, os.SEEK_HOLE):
+        assert mounted.fails(seek, None, 10_000, whence, handle) == errno.ENXIO
+        assert mounted.fails(seek, None, -1, whence, handle) == errno.EINVAL
+    assert mounted.fails(seek, None, 5, os.SEEK_END, handle) == errno.EINVAL
+
+
+def test_a_reader_that_knows_no_extents_is_all_data() -> None:
+    mounted = Mounted(spec_of(BytesReader(bytes(5000))))
+    handle = mounted.open("/disk.raw")
+    assert mounted.ops.lseek(None, 100, os.SEEK_DATA, handle) == 100
+    assert mounted.ops.lseek(None, 100, os.SEEK_HOLE, handle) == 5000
 
 
 def test_statfs_tells_the_size_of_the_disk() -> None:

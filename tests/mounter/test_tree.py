@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import given
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from imagefs.block.views import BytesReader
 from imagefs.errors import BrowseError, IntegrityError, PathNotFound, StoreError
-from imagefs.interfaces import Entry, EntryType, FileSystem
+from imagefs.interfaces import Entry, EntryType, Extent, FileSystem, State
 from mounter.attributes import Attributes
 from mounter.entrycache import EntryCache
 from mounter.tree import MountTree, VolumeSpec
@@ -23,6 +24,7 @@ from tests.mounter.fakes import (
     file,
     no_filesystem,
     small_filesystem,
+    sparse_reader,
     spec_of,
     symlink,
     usual_spec,
@@ -337,3 +339,28 @@ def test_volumes_without_files_only() -> None:
         spec_of(BytesReader(b""), VolumeSpec("p0", BytesReader(b""), no_filesystem)), log=[].append
     )
     assert set(listing(tree, b"/")) == {b"disk.raw", b"p0.raw", b"p0.txt", b"image.json"}
+
+
+def test_holes_are_not_counted_as_blocks() -> None:
+    tree = MountTree(spec_of(sparse_reader()), log=[].append)
+    assert tree.find(b"/disk.raw").attributes.allocated == 8192
+    assert tree.find(b"/disk.raw").attributes.size == (64 << 20) + 5
+
+
+def test_a_disk_of_endless_runs_or_damaged_ones_mounts_all_the_same() -> None:
+    class Odd(BytesReader):
+        def extents(self, offset: int, length: int, /) -> Iterator[Extent]:
+            for at in range(30_000):
+                yield Extent(State.ZERO if at % 2 else State.STORED, at, 1)
+            raise AssertionError("looked at more runs than it should")
+
+    class Damaged(BytesReader):
+        def extents(self, offset: int, length: int, /) -> Iterator[Extent]:
+            yield Extent(State.ZERO, 0, 10)
+            raise IntegrityError("the index fails its check")
+
+    tree = MountTree(
+        spec_of(Odd(bytes(40_000)), VolumeSpec("p1", Damaged(bytes(20)), no_filesystem)), log=[].append
+    )
+    assert tree.find(b"/disk.raw").attributes.allocated == 30_000
+    assert tree.find(b"/p1.raw").attributes.allocated == 20
