@@ -7,6 +7,7 @@ directories are 0755 and files 0644 (0444 when marked read-only), owned by 0.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,6 +15,7 @@ from imagefs.browse import reparse
 from imagefs.browse.content import Piece
 from imagefs.browse.extinode import ExtInodes
 from imagefs.browse.fatdentry import READ_ONLY, Dentries
+from imagefs.browse.tskhandle import Handle
 from imagefs.interfaces import Entry, EntryType
 
 # Attribute types, attribute flags and metadata flags of TSK (tsk_fs.h).
@@ -106,6 +108,21 @@ def is_encrypted(streams: list[Stream]) -> bool:
     return any((s.flags & ENCRYPTED and s.type == NTFS_DATA) or s.name == b"$EFS" for s in streams)
 
 
+def unreadable(path: bytes, inode: int, name_type: int) -> Entry:
+    """A live name whose metadata cannot be read; the directory may say what it is."""
+    return Entry(path, _NAME_TYPES.get(name_type, EntryType.OTHER), 0, str(inode), flags=("unreadable",))
+
+
+def fetcher(handle: Handle, file: Any, stream: Stream, shown: str) -> Callable[[int, int], bytes]:
+    """Reads a stream through TSK, each call under the lock."""
+
+    def fetch(offset: int, length: int) -> bytes:
+        with handle.hold(shown):
+            return bytes(file.read_random(offset, length, stream.type, stream.id))
+
+    return fetch
+
+
 def renamed(entry: Entry, path: bytes) -> Entry:
     return replace(entry, path=path)
 
@@ -146,11 +163,6 @@ class EntryMaker:
         self._kind = kind
         self._ext = ext
         self._fat = fat
-
-    def unreadable(self, path: bytes, name: Any) -> Entry:
-        """A live name whose metadata cannot be read."""
-        kind = _NAME_TYPES.get(int(name.type), EntryType.OTHER)
-        return Entry(path, kind, 0, str(int(name.meta_addr)), flags=("unreadable",))
 
     def make(self, path: bytes, file: Any) -> Entry:
         meta = file.info.meta

@@ -1,0 +1,213 @@
+"""Directories through The Sleuth Kit: the live entries, without what TSK makes up.
+
+Hidden are ``.`` and ``..``, deleted names, and names that do not stand on the disk: $OrphanFiles, $MBR,
+$FAT1, volume labels, the nameless system files of HFS+ and exFAT. NTFS's own ($MFT) are shown, as
+``fls`` does. Never imports pytsk3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from itertools import islice
+from typing import Any
+
+from imagefs.browse import bigdir, tskentry
+from imagefs.browse.content import FetchReader, MappedReader
+from imagefs.browse.names import join, printable, repeated, safe_name, shown_name
+from imagefs.browse.tskhandle import TSK_ERRORS, Facts, Handle
+from imagefs.browse.usage import EXFAT_SYSTEM
+from imagefs.errors import BrowseError, ImagefsError
+from imagefs.interfaces import Entry
+
+#: Entries made under one hold of the lock.
+_BATCH = 128
+#: From this size on TSK's quadratic listing is worse than our own.
+_BIG = 256 << 10
+_VIRTUAL = (10, 11)
+_NAME_DIRECTORY, _NAME_UNALLOCATED = 3, 2
+_INDEX_ROOT, _INDEX_ALLOCATION, _BITMAP = 144, 160, 176
+_MAX_BITMAP = 8 << 20
+
+
+class Directories:
+    """Scans directories of one file system; keeps nothing."""
+
+    def __init__(self, handle: Handle, facts: Facts, maker: tskentry.EntryMaker) -> None:
+        self._handle = handle
+        self._facts = facts
+        self._maker = maker
+
+    def scan(self, directory: Entry) -> Iterator[Entry]:
+        """The entries of a directory, read in portions. What cannot be read of it is raised after
+        everything that can."""
+        errors: list[BaseException] = []
+        names_of = self._big(directory)
+        if names_of is None:
+            opened, names = self._open(directory)
+            found = self._from_tsk(opened, directory, errors)
+        else:
+            damage = bigdir.Damage()
+            names = [safe_name(each.name) for each in names_of(damage)]
+            if damage.blocks:
+                errors.append(_damage(directory, damage))
+            found = self._from_names(names_of(bigdir.Damage()), directory, errors)
+        yield from _distinct(directory, names, found)
+        if errors:
+            raise errors[0]
+
+    def _open(self, directory: Entry) -> tuple[Any, list[bytes]]:
+        """TSK's directory, set to its start, and the names in it."""
+        with self._handle.hold(_quoted(directory)) as info:
+            opened = info.open_dir(inode=tskentry.address(directory.inode))
+            names = [_safe(file) for file in opened if not self._hidden(file, directory)]
+            iter(opened)
+        return opened, names
+
+    def _from_tsk(
+        self, opened: Any, directory: Entry, errors: list[BaseException]
+    ) -> Iterator[tuple[bytes, Entry]]:
+        taken = _BATCH
+        while taken == _BATCH:
+            taken, batch = 0, []
+            try:
+                with self._handle.hold(_quoted(directory)):
+                    # not islice: `iter` would set the directory back to its start
+                    while taken < _BATCH and (file := next(opened, None)) is not None:
+                        taken += 1
+                        if not self._hidden(file, directory):
+                            batch.append(self._named(file, directory, errors))
+            except ImagefsError as error:
+                errors.append(error)
+            yield from batch
+
+    def _from_names(
+        self, names: Iterator[bigdir.Name], directory: Entry, errors: list[BaseException]
+    ) -> Iterator[tuple[bytes, Entry]]:
+        while chunk := list(islice(names, _BATCH)):  # read before the lock is taken: it needs it too
+            batch = []
+            try:
+                with self._handle.hold(_quoted(directory)) as info:
+                    batch = [self._numbered(info, each, directory, errors) for each in chunk]
+            except ImagefsError as error:
+                errors.append(error)
+            yield from batch
+
+    def _named(self, file: Any, directory: Entry, errors: list[BaseException]) -> tuple[bytes, Entry]:
+        name = _safe(file)
+        path = join(directory.path, name)
+        entry = self._entry(path, file, errors) if file.info.meta is not None else None
+        tsk_name = file.info.name
+        return name, entry or tskentry.unreadable(path, int(tsk_name.meta_addr), int(tsk_name.type))
+
+    def _numbered(
+        self, info: Any, found: bigdir.Name, directory: Entry, errors: list[BaseException]
+    ) -> tuple[bytes, Entry]:
+        name = safe_name(found.name)
+        path = join(directory.path, name)
+        entry = None
+        with suppress(*TSK_ERRORS):  # no such inode: the name is there all the same
+            file = info.open_meta(inode=found.inode)
+            if found.sequence in (None, int(file.info.meta.seq)):
+                entry = self._entry(path, file, errors)
+        return name, entry or tskentry.unreadable(path, found.inode, 0)
+
+    def _entry(self, path: bytes, file: Any, errors: list[BaseException]) -> Entry | None:
+        with suppress(*TSK_ERRORS):  # one damaged file; if a read failed below, the image keeps why
+            try:
+                return self._maker.make(path, file)
+            except ImagefsError as error:
+                errors.append(error)
+        return None
+
+    def _hidden(self, file: Any, directory: Entry) -> bool:
+        name, meta = file.info.name, file.info.meta
+        if name is None or int(name.flags) & _NAME_UNALLOCATED:
+            return True
+        raw = bytes(name.name or b"")
+        if raw in (b".", b".."):
+            return int(name.type) == _NAME_DIRECTORY or meta is None
+        if int(name.type) in _VIRTUAL or (meta is not None and int(meta.type) in _VIRTUAL):
+            return True
+        return directory.path == b"/" and self._invented(raw, int(name.meta_addr), meta)
+
+    def _invented(self, name: bytes, inode: int, meta: Any) -> bool:
+        """Whether TSK made up this name in the root: volume labels, system files without a name."""
+        kind = self._facts.kind
+        if kind == "hfs":
+            return inode < 16 and name.startswith(b"$")
+        if self._facts.fat is None or meta is None:
+            return False
+        if name.endswith(b" (Volume Label Entry)"):
+            return int(meta.size) == 0
+        return kind == "exfat" and name in EXFAT_SYSTEM and not int(meta.mtime)
+
+    def _big(self, directory: Entry) -> Callable[[bigdir.Damage], Iterator[bigdir.Name]] | None:
+        """How to read the names of a large directory of ext or NTFS; None where TSK will do."""
+        if self._facts.ext is not None and directory.size >= _BIG:
+            return self._big_ext(directory)
+        return self._big_ntfs(directory) if self._facts.kind == "ntfs" else None
+
+    def _big_ext(self, directory: Entry) -> Callable[[bigdir.Damage], Iterator[bigdir.Name]] | None:
+        facts = self._facts
+        with self._handle.hold(_quoted(directory)) as info:
+            file = info.open_meta(inode=tskentry.address(directory.inode))
+            stream = tskentry.data_stream(facts.kind, tskentry.streams_of(file))
+            if stream is None or stream.flags & tskentry.RESIDENT:
+                return None
+            runs = tskentry.runs_of(file, stream)
+        pieces = tskentry.pieces_of(runs, facts.block_size, size=stream.size, valid=stream.size)
+        content = MappedReader(facts.reader, stream.size, pieces, label=printable(directory.path))
+        return lambda damage: bigdir.ext_names(content, facts.block_size, damage)
+
+    def _big_ntfs(self, directory: Entry) -> Callable[[bigdir.Damage], Iterator[bigdir.Name]] | None:
+        shown = _quoted(directory)
+        with self._handle.hold(shown) as info:
+            file = info.open_meta(inode=tskentry.address(directory.inode))
+            found = {s.type: s for s in tskentry.streams_of(file) if s.name == b"$I30"}
+            if not {_INDEX_ROOT, _INDEX_ALLOCATION, _BITMAP} <= found.keys():
+                return None
+            tree = found[_INDEX_ALLOCATION]
+            if tree.size < _BIG or found[_BITMAP].size > _MAX_BITMAP or found[_INDEX_ROOT].size > _BIG:
+                return None
+            root, used = (_whole(file, found[kind]) for kind in (_INDEX_ROOT, _BITMAP))
+        content = FetchReader(tree.size, tskentry.fetcher(self._handle, file, tree, shown), label=shown)
+        return lambda damage: bigdir.ntfs_names(root, content, used, damage)
+
+
+def _distinct(
+    directory: Entry, names: Iterable[bytes], found: Iterator[tuple[bytes, Entry]]
+) -> Iterator[Entry]:
+    """Entries whose names differ: those that are equal get their inode behind them."""
+    twice = repeated(names)
+    taken = frozenset(names) if twice else frozenset()
+    done: set[bytes] = set()
+    for name, entry in found:
+        if name not in twice:
+            yield entry
+            continue
+        unique = shown_name(name, entry.inode, twice=twice, taken=taken)
+        if unique not in done:  # the very same name and inode again: one entry, read twice
+            done.add(unique)
+            yield tskentry.renamed(entry, join(directory.path, unique))
+
+
+def _whole(file: Any, stream: tskentry.Stream) -> bytes:
+    return bytes(file.read_random(0, stream.size, stream.type, stream.id)) if stream.size else b""
+
+
+def _safe(file: Any) -> bytes:
+    return safe_name(bytes(file.info.name.name or b""))
+
+
+def _quoted(directory: Entry) -> str:
+    return f"'{printable(directory.path)}'"
+
+
+def _damage(directory: Entry, damage: bigdir.Damage) -> BrowseError:
+    return BrowseError(
+        f"{damage.blocks} blocks of the directory {_quoted(directory)} are damaged",
+        hint="names in them are missing",
+        path=directory.path,
+        offset=damage.offsets[0],
+    )
