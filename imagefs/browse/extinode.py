@@ -80,6 +80,7 @@ class ExtInodes:
     def __init__(self, reader: Reader, superblock: Superblock) -> None:
         self._super = superblock
         self._piece = lru_cache(maxsize=64)(lambda index: reader.read_at(index * _PIECE, _PIECE))
+        self._table = lru_cache(maxsize=4096)(self._read_table)
 
     def get(self, number: int) -> Inode | None:
         """Inode ``number``; None where it cannot be found (``meta_bg``, a number out of range)."""
@@ -104,7 +105,7 @@ class ExtInodes:
             return "compressed"
         return ""
 
-    def _table(self, group: int) -> int | None:
+    def _read_table(self, group: int) -> int | None:
         """The first block of a group's inode table."""
         sb = self._super
         at = (sb.first_data_block + 1) * sb.block_size + group * sb.descriptor_size
@@ -117,9 +118,9 @@ class ExtInodes:
 
     def _bytes(self, offset: int, length: int) -> bytes:
         index, start = divmod(offset, _PIECE)
-        data = bytes(self._piece(index))[start : start + length]
+        data = self._piece(index)[start : start + length]
         if len(data) < length:
-            data += bytes(self._piece(index + 1))[: length - len(data)]
+            data += self._piece(index + 1)[: length - len(data)]
         return data
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from imagefs.browse import reparse
 from imagefs.browse.content import Piece
 from imagefs.browse.extinode import ExtInodes
-from imagefs.browse.fatdentry import READ_ONLY, Dentries
+from imagefs.browse.fatdentry import READ_ONLY, Dentries, Dentry
 from imagefs.browse.tskhandle import Handle
 from imagefs.interfaces import Entry, EntryType
 
@@ -42,7 +42,9 @@ _NAME_TYPES = {
     6: EntryType.SYMLINK,
     7: EntryType.SOCKET,
 }
-_DEVICE_FLAGS = {4: ("char",), 5: ("block",)}
+_DEVICE_FLAGS: dict[int, tuple[str, ...]] = {4: ("char",), 5: ("block",)}
+_WITHOUT_SIZE = frozenset({EntryType.DEVICE, EntryType.FIFO, EntryType.SOCKET})
+_ID_MASK = 0xFFFFFFFF
 _PLAIN_MODES = {EntryType.DIRECTORY: 0o755, EntryType.SYMLINK: 0o777}
 
 
@@ -165,83 +167,74 @@ class EntryMaker:
         self._fat = fat
 
     def make(self, path: bytes, file: Any) -> Entry:
-        meta = file.info.meta
-        entry = Entry(
-            path,
-            _META_TYPES.get(int(meta.type), EntryType.OTHER),
-            max(0, int(meta.size)),
-            str(int(meta.addr)),
-            mode=int(meta.mode) & 0o7777,
-            uid=int(meta.uid) & 0xFFFFFFFF,
-            gid=int(meta.gid) & 0xFFFFFFFF,
-            nlink=max(0, int(meta.nlink)),
-            mtime_ns=_ns(meta.mtime, meta.mtime_nano),
-            atime_ns=_ns(meta.atime, meta.atime_nano),
-            ctime_ns=_ns(meta.ctime, meta.ctime_nano),
-            crtime_ns=_ns(meta.crtime, meta.crtime_nano),
-        )
-        if entry.type in (EntryType.DEVICE, EntryType.FIFO, EntryType.SOCKET):
-            entry = replace(entry, size=0, flags=_DEVICE_FLAGS.get(int(meta.type), ()))
         if self._kind == "ntfs":
-            return _ntfs(entry, file)
+            return _ntfs(path, file)
+        meta = file.info.meta
+        number, type_number = int(meta.addr), int(meta.type)
+        kind = _META_TYPES.get(type_number, EntryType.OTHER)
+        flags = _DEVICE_FLAGS.get(type_number, ())
+        size = 0 if kind in _WITHOUT_SIZE else max(0, int(meta.size))
         if self._fat is not None:
-            return self._with_dentry(entry, self._fat)
-        if self._ext is not None:
-            return self._with_inode(entry, self._ext)
-        flags = ("compressed",) if self._kind == "hfs" and int(meta.flags) & META_COMPRESSED else ()
-        return replace(entry, flags=entry.flags + flags)
-
-    def _with_dentry(self, entry: Entry, dentries: Dentries) -> Entry:
-        dentry = dentries.get(int(entry.inode))
-        return replace(
-            entry,
-            mode=_plain_mode(entry.type, read_only=bool(dentry.attributes & READ_ONLY)),
-            uid=0,
-            gid=0,
-            mtime_ns=dentry.mtime_ns,
-            atime_ns=dentry.atime_ns,
-            ctime_ns=None,
-            crtime_ns=dentry.crtime_ns,
-        )
-
-    def _with_inode(self, entry: Entry, inodes: ExtInodes) -> Entry:
-        inode = inodes.get(int(entry.inode))
-        if inode is None:
-            return entry
-        refused = inodes.must_refuse(int(entry.inode))
-        return replace(
-            entry,
-            mtime_ns=inode.mtime_ns,
-            atime_ns=inode.atime_ns,
-            ctime_ns=inode.ctime_ns,
-            crtime_ns=inode.crtime_ns,
-            rdev=inode.rdev,
-            flags=(*entry.flags, refused) if refused else entry.flags,
+            return _fat(path, kind, size, number, self._fat.get(number))
+        inode = self._ext.get(number) if self._ext is not None else None
+        if self._ext is not None and (refused := self._ext.must_refuse(number)):
+            flags += (refused,)
+        if self._kind == "hfs" and int(meta.flags) & META_COMPRESSED:
+            flags += ("compressed",)
+        return Entry(
+            path,
+            kind,
+            size,
+            str(number),
+            mode=int(meta.mode) & 0o7777,
+            uid=int(meta.uid) & _ID_MASK,
+            gid=int(meta.gid) & _ID_MASK,
+            nlink=max(0, int(meta.nlink)),
+            mtime_ns=inode.mtime_ns if inode else _ns(meta.mtime, meta.mtime_nano),
+            atime_ns=inode.atime_ns if inode else _ns(meta.atime, meta.atime_nano),
+            ctime_ns=inode.ctime_ns if inode else _ns(meta.ctime, meta.ctime_nano),
+            crtime_ns=inode.crtime_ns if inode else _ns(meta.crtime, meta.crtime_nano),
+            rdev=inode.rdev if inode else None,
+            flags=flags,
         )
 
 
-def _ntfs(entry: Entry, file: Any) -> Entry:
-    streams = streams_of(file)
+def _fat(path: bytes, kind: EntryType, size: int, number: int, dentry: Dentry) -> Entry:
+    return Entry(
+        path,
+        kind,
+        size,
+        str(number),
+        mode=_plain_mode(kind, read_only=bool(dentry.attributes & READ_ONLY)),
+        mtime_ns=dentry.mtime_ns,
+        atime_ns=dentry.atime_ns,
+        crtime_ns=dentry.crtime_ns,
+    )
+
+
+def _ntfs(path: bytes, file: Any) -> Entry:
+    meta, streams = file.info.meta, streams_of(file)
     point = read_reparse(file, streams)
-    data = data_stream("ntfs", streams)
-    kind, size, flags = entry.type, entry.size, []
+    kind = _META_TYPES.get(int(meta.type), EntryType.OTHER)
+    kind = point.type or kind if point else kind
+    size, data = max(0, int(meta.size)), data_stream("ntfs", streams)
     if kind is EntryType.FILE:
         size = data.size if data else 0
-    if is_encrypted(streams):
-        flags.append("encrypted")
-    if point is not None:
-        flags.append(point.flag)
-        kind = point.type or kind
-        size = len(point.target or b"") if kind is EntryType.SYMLINK else size
-    return replace(
-        entry,
-        type=kind,
-        size=size,
-        inode=_ntfs_inode(int(entry.inode), streams),
-        mode=_plain_mode(kind, read_only=not entry.mode & 0o222),
-        uid=0,
-        gid=0,
-        flags=tuple(flags),
+    elif kind is not EntryType.DIRECTORY:
+        size = len(point.target or b"") if point else 0
+    flags: tuple[str, ...] = ("encrypted",) if is_encrypted(streams) else ()
+    return Entry(
+        path,
+        kind,
+        size,
+        _ntfs_inode(int(meta.addr), streams),
+        mode=_plain_mode(kind, read_only=not int(meta.mode) & 0o222),
+        nlink=max(0, int(meta.nlink)),
+        mtime_ns=_ns(meta.mtime, meta.mtime_nano),
+        atime_ns=_ns(meta.atime, meta.atime_nano),
+        ctime_ns=_ns(meta.ctime, meta.ctime_nano),
+        crtime_ns=_ns(meta.crtime, meta.crtime_nano),
+        flags=(*flags, point.flag) if point else flags,
     )
 
 
