@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import struct
 
@@ -51,9 +52,10 @@ def test_every_byte_of_a_vector_counts(name: str) -> None:
     for at in range(len(data)):
         changed = data[:at] + bytes([data[at] ^ 0x5A]) + data[at + 1 :]
         try:
-            assert DECODERS[name](changed) != values()[name], at
-        except (ImagefsError, UnicodeDecodeError, AssertionError) as error:
-            assert not isinstance(error, AssertionError) or name == "frame-raw", at
+            found = DECODERS[name](changed)
+        except (ImagefsError, UnicodeDecodeError):
+            continue
+        assert found != values()[name], at
 
 
 def test_what_the_zstd_frame_holds() -> None:
@@ -157,7 +159,7 @@ def test_the_fields_of_the_tables_follow_each_other() -> None:
     for rows in tables():
         if rows[0] == (0, 1) or len(rows) < 2:
             continue
-        for (offset, size), (after, _) in zip(rows, rows[1:], strict=False):
+        for (offset, size), (after, _) in itertools.pairwise(rows):
             if after > offset:
                 assert offset + size == after, rows
         ends.add(sum(rows[-1]))

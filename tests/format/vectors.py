@@ -14,6 +14,7 @@ from uuid import UUID
 from blake3 import blake3
 
 import imagefs
+from imagefs.errors import IntegrityError
 from imagefs.format.checkpoint import CHECKPOINT_HEADER, Checkpoint, decode_checkpoint, encode_checkpoint
 from imagefs.format.codec import (
     FRAME_SIZE,
@@ -124,7 +125,8 @@ def _runs(told: dict[str, Any]) -> Runs:
 def _decode_frame(data: bytes) -> dict[str, Any]:
     header = decode_frame_header(data)
     content = decompress(header.codec, data[FRAME_SIZE:], header.plain_length)
-    assert digest_of(content) == header.digest
+    if digest_of(content) != header.digest:
+        raise IntegrityError("the digest of a frame does not match")
     return {"header": plain(header), "begins": content[:23].hex()}
 
 

@@ -185,6 +185,13 @@ class Craft:
         store.objects[name] = self.build()
         return name
 
+    def put_into(self, store: ObjectStore) -> str:
+        """Write it into any store, in one piece."""
+        out = store.create(f"{self.image.hex[:8]}.imagefs")
+        out.append(self.build())
+        out.commit()
+        return f"{self.image.hex[:8]}.imagefs"
+
     def encoded_header(self) -> bytes:
         if self.header_bytes is not None:
             return self.header_bytes
