@@ -33,7 +33,7 @@ SEED = 20_261_117
 REGION = 256 << 10
 
 _SCAN = 4 << 20
-_VERSION = 1
+_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True)
