@@ -17,7 +17,7 @@ from imagefs.cli.command import common
 from imagefs.cli.console import Console
 from imagefs.cli.text import quote, size_text, time_json, time_text, valid_text
 from imagefs.cli.wiring import choose_image, open_disk, split_path
-from imagefs.errors import BrowseError, ImagefsError
+from imagefs.errors import BrowseError, ImagefsError, IntegrityError
 from imagefs.interfaces import Entry, EntryType, FileSystem, Volume
 from imagefs.ops.diskimage import DiskImage
 from imagefs.ops.source import describe_volumes
@@ -166,6 +166,8 @@ def _long_lead(console: Console, entry: Entry) -> bytes:
 
 def list_volumes(console: Console, disk: DiskImage) -> None:
     """The volumes with label, file system, size, used and role, so that a user finds C:."""
+    for finding in disk.table.findings:
+        console.warn(finding.message)
     facts = {row["id"]: row for row in describe_volumes(disk.disk, disk.table)}
     rows = [_volume_row(disk, volume, facts.get(volume.id, {})) for volume in disk.volumes]
     if console.json_mode:
@@ -186,7 +188,7 @@ def _volume_row(disk: DiskImage, volume: Volume, facts: dict[str, Any]) -> dict[
     try:
         fs = disk.filesystem(volume.number)
         used, label, kind = fs.used_bytes, fs.label or label, fs.kind
-    except BrowseError:
+    except (BrowseError, IntegrityError):
         pass  # what cannot be opened is still listed, by what its first bytes say
     return {
         "path": f"/{volume.id}",

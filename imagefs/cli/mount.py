@@ -41,12 +41,13 @@ def state_dir() -> Path:
 
 def mount_spec(image: DiskImage, folder: str) -> MountSpec:
     """What a mount of ``image`` shows; ``folder`` is its set's."""
+    reader = ReadAhead(image.disk)
+    image.read_through(reader)
     volumes = tuple(
         VolumeSpec(volume.id, image.volume_reader(volume), partial(image.filesystem, volume.number))
         for volume in image.volumes
     )
     facts = json.dumps(image_document(image, folder), indent=2, ensure_ascii=False) + "\n"
-    reader = ReadAhead(image.disk)
     label = f"{os.path.basename(os.path.abspath(folder))}@{_utc(image.info.created)}"
     return MountSpec(reader, volumes, facts.encode("utf-8", "replace"), label, image.info.created)
 

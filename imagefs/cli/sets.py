@@ -120,6 +120,8 @@ def info(console: Console, image: str | None) -> None:
     catalog, found = choose_image(console, image)
     with open_disk(catalog, found) as disk:
         facts = image_document(disk, catalog.store.url)
+        for finding in disk.table.findings:
+            console.warn(finding.message)
     console.document(facts)
     for line in _info_lines(console, catalog, found, facts):
         console.line(line)

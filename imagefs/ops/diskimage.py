@@ -13,10 +13,10 @@ from typing import Self
 
 from imagefs.block.views import ReaderFile, SliceReader
 from imagefs.browse import open_filesystem
-from imagefs.errors import BrowseError
+from imagefs.errors import BrowseError, IntegrityError
 from imagefs.image.catalog import ImageInfo
 from imagefs.image.disk import VirtualDisk
-from imagefs.interfaces import Extent, FileSystem, Reader, State, Volume
+from imagefs.interfaces import Extent, FileSystem, Finding, Reader, State, Volume
 from imagefs.volume import VolumeTable, read_table
 
 
@@ -46,6 +46,7 @@ class DiskImage:
 
     def __init__(self, disk: VirtualDisk, info: ImageInfo) -> None:
         self.disk = disk
+        self._reader: Reader = disk
         self.info = info
         self._lock = threading.Lock()
         self._table: VolumeTable | None = None
@@ -73,8 +74,18 @@ class DiskImage:
         """The partition table, read when first asked for."""
         with self._lock:
             if self._table is None:
-                self._table = read_table(self.disk, sector_size=self.disk.sector_size)
+                self._table = self._read_table()
             return self._table
+
+    def _read_table(self) -> VolumeTable:
+        """Damage where the table lies costs the volumes, not the rest of the disk."""
+        sector_size = self.disk.sector_size
+        try:
+            return read_table(self.disk, sector_size=sector_size)
+        except IntegrityError as error:
+            message = f"the partition table cannot be read: {error.message}"
+            finding = Finding("error", "table-unreadable", message, self.id)
+            return VolumeTable("unreadable", "", sector_size, (), (finding,))
 
     @property
     def volumes(self) -> tuple[Volume, ...]:
@@ -104,7 +115,11 @@ class DiskImage:
 
     def volume_reader(self, volume: Volume) -> Reader:
         """The bytes of one volume; lives as long as this image is open."""
-        return SliceReader(self.disk, volume.start, volume.length)
+        return SliceReader(self._reader, volume.start, volume.length)
+
+    def read_through(self, reader: Reader) -> None:
+        """Let volumes opened from now on read through ``reader``, which shows the same disk."""
+        self._reader = reader
 
     def filesystem(self, number: int) -> FileSystem:
         """The file system of volume ``number``, closed with this image. Raises BrowseError."""

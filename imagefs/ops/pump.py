@@ -79,7 +79,8 @@ def read_ahead(items: Iterator[Item], *, depth: int = 4) -> Generator[Item, None
             yield value  # type: ignore[misc]
     finally:
         stopped.set()
-        thread.join()
+        # It may be waiting for a pipe that never says anything more: being a daemon, it is left there.
+        thread.join(timeout=1.0)
 
 
 class _Failure:

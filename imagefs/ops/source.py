@@ -8,8 +8,7 @@ from imagefs.block.devices import DeviceReader
 from imagefs.block.views import SliceReader
 from imagefs.errors import ImagefsError
 from imagefs.interfaces import Reader
-from imagefs.volume import VolumeTable, read_table
-from imagefs.volume.probe import probe
+from imagefs.volume import FileSystemFacts, VolumeTable, probe, read_table
 
 #: More volumes than this are counted, not described, so that the summary fits in the tail.
 MAX_VOLUMES = 64
@@ -48,7 +47,7 @@ def describe_volumes(reader: Reader, table: VolumeTable) -> list[dict[str, Any]]
     """Each volume's number, place, type and what its first bytes say, as the summary keeps it."""
     found = []
     for volume in table.volumes[:MAX_VOLUMES]:
-        facts = probe(SliceReader(reader, volume.start, volume.length))
+        facts = _probe(SliceReader(reader, volume.start, volume.length))
         found.append(
             {
                 "id": volume.id,
@@ -63,6 +62,14 @@ def describe_volumes(reader: Reader, table: VolumeTable) -> list[dict[str, Any]]
             }
         )
     return found
+
+
+def _probe(reader: Reader) -> FileSystemFacts:
+    """What the first bytes of a volume say; nothing where they cannot be read."""
+    try:
+        return probe(reader)
+    except ImagefsError:
+        return FileSystemFacts("")
 
 
 def difference(old: dict[str, Any], new: dict[str, Any], *, old_size: int, new_size: int | None) -> str:

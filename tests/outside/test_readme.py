@@ -1,0 +1,45 @@
+"""The README's tour is true: its commands are run, in order, as they stand there."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+def tour() -> list[str]:
+    """The ``$`` lines of the section "A tour"."""
+    section = (ROOT / "README.md").read_text().split("## A tour")[1].split("\n## ")[0]
+    return [
+        line[2:]
+        for block in re.findall(r"```console\n(.*?)```", section, re.DOTALL)
+        for line in block.splitlines()
+    ]
+
+
+def test_the_tour_runs(tmp_path: Path) -> None:
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    script = tools / "imagefs"
+    script.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m imagefs "$@"\n')
+    script.chmod(0o755)
+    commands = [line.replace("backups@2026-11-17", "backups") for line in tour()]
+    assert len(commands) > 12
+    room = tmp_path / "room"
+    room.mkdir()
+    env = {
+        **os.environ,
+        "PATH": f"{tools}:{os.environ['PATH']}:/usr/sbin:/sbin",
+        "XDG_STATE_HOME": str(tmp_path),
+    }
+    text = "set -ex\n" + "\n".join(commands)
+    done = subprocess.run(
+        ["bash", "-c", text], cwd=room, env=env, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (room / "plan.txt").read_text() == "a plan\n"
+    assert "the report" in done.stdout
