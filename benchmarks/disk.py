@@ -33,7 +33,7 @@ SEED = 20_261_117
 REGION = 256 << 10
 
 _SCAN = 4 << 20
-_VERSION = 2
+_VERSION = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +50,12 @@ class Shape:
 FULL = Shape("full", 8192 * MIB, esp=30 * MIB, linux=2400 * MIB, data=550 * MIB)
 QUICK = Shape("quick", 768 * MIB, esp=10 * MIB, linux=190 * MIB, data=40 * MIB)
 
-#: Where program files come from. The folders of caches and documents have other statistics.
-ROOTS = ("/usr/bin", "/usr/lib", "/usr/libexec", "/usr/local", "/usr/sbin", "/usr/share", "/opt")
+#: Where program files come from; the second list only on a machine whose first does not hold enough.
+ROOTS = ("/usr/bin", "/usr/lib", "/usr/libexec", "/usr/local", "/usr/sbin", "/usr/share")
+MORE_ROOTS = ("/opt", "/var/lib", "/home")
+
+#: Packed files are no program files: nothing makes them smaller.
+PACKED = (".bz2", ".deb", ".gz", ".jar", ".tgz", ".whl", ".xz", ".zip", ".zst")
 
 
 def build_disk(folder: Path, shape: Shape) -> Path:
@@ -76,20 +80,29 @@ def _stage(room: Path, shape: Shape) -> list[Path]:
     stages = [room / name for name in ("esp", "linux", "data")]
     for stage in stages:
         stage.mkdir()
-    roots = [Path(root) for root in ROOTS if Path(root).is_dir()]
-    for root, budget in _shares(roots, shape.linux).items():
-        picked = pick_files([root], budget=budget)
+    shares = _shares(shape.linux)
+    for root, budget in shares.items():
+        picked = _program_files([root], budget)
         stage_real(stages[1] / root.relative_to("/"), picked, root=root, flat=False)
-    stage_real(stages[0], pick_files(roots, budget=shape.esp, smallest=MIB), root=Path("/"), flat=True)
-    stage_real(stages[2], pick_files(roots, budget=shape.data, smallest=2 * MIB), root=Path("/"), flat=True)
+    for stage, budget, smallest in ((stages[0], shape.esp, MIB // 2), (stages[2], shape.data, MIB)):
+        picked = _program_files(list(shares), budget, smallest=smallest)
+        stage_real(stage, picked, root=Path("/"), flat=True)
     return stages
 
 
-def _shares(roots: list[Path], budget: int) -> dict[Path, int]:
+def _shares(budget: int) -> dict[Path, int]:
     """The budget split over the roots by what they hold, so that none of them fills it alone."""
-    held = {root: sum(path.stat().st_size for path in pick_files([root], budget=1 << 62)) for root in roots}
+    held: dict[Path, int] = {}
+    for name in (*ROOTS, *MORE_ROOTS):
+        enough = sum(held.values()) >= budget
+        if Path(name).is_dir() and not (enough and name in MORE_ROOTS):
+            held[Path(name)] = sum(path.stat().st_size for path in _program_files([Path(name)], 1 << 62))
     total = max(1, sum(held.values()))
     return {root: min(size, size * budget // total) for root, size in held.items() if size}
+
+
+def _program_files(roots: list[Path], budget: int, *, smallest: int = 1) -> Iterator[Path]:
+    return pick_files(roots, budget=budget, smallest=smallest, without=PACKED)
 
 
 def linux_part(shape: Shape) -> Part:

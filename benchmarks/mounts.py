@@ -77,7 +77,7 @@ def fuse_for_everybody() -> Iterator[None]:
     if before & 0o006 == 0o006 or os.geteuid() != 0:
         yield
         return
-    say(f"  opening {device} to everybody for as long as this takes")
+    say(f"opening {device} to everybody for as long as this takes")
     device.chmod(0o666)
     try:
         yield

@@ -12,6 +12,7 @@ from benchmarks import peers
 from benchmarks.disk import FULL, QUICK, free_space
 from benchmarks.figures import GROUPS, Row, measure_groups
 from benchmarks.measure import BenchError, say
+from benchmarks.mounts import fuse_for_everybody
 from benchmarks.report import document, machine_facts, markdown
 from benchmarks.workshop import Workshop
 from fixtures.tools import ToolError, missing_sentence
@@ -29,7 +30,9 @@ def main(words: list[str] | None = None) -> int:
         facts = machine_facts(peers.versions())
         begin = time.monotonic()
         try:
-            rows = list(measure_groups(shop, [name for name in GROUPS if name in (asked.only or GROUPS)]))
+            with fuse_for_everybody():
+                names = [name for name in GROUPS if name in (asked.only or GROUPS)]
+                rows = list(measure_groups(shop, names))
             facts |= _about(shop, time.monotonic() - begin)
         finally:
             shop.close()
