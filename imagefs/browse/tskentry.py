@@ -7,6 +7,7 @@ directories are 0755 and files 0644 (0444 when marked read-only), owned by 0.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,10 +20,12 @@ from imagefs.browse.tskhandle import Handle
 from imagefs.interfaces import Entry, EntryType
 
 # Attribute types, attribute flags and metadata flags of TSK (tsk_fs.h).
-NTFS_ATTRIBUTE_LIST, NTFS_DATA, NTFS_INDEX_ROOT, NTFS_REPARSE, HFS_DATA = 32, 128, 144, 192, 4352
+NTFS_INFORMATION, NTFS_ATTRIBUTE_LIST, NTFS_DATA = 16, 32, 128
+NTFS_INDEX_ROOT, NTFS_REPARSE, HFS_DATA = 144, 192, 4352
 RESIDENT, ENCRYPTED, COMPRESSED = 4, 16, 32
 META_COMPRESSED = 16
 _RUN_FILLER, _RUN_SPARSE = 1, 2
+_INFORMATION = struct.Struct("<4QI")
 
 _META_TYPES = {
     1: EntryType.FILE,
@@ -223,19 +226,34 @@ def _ntfs(path: bytes, file: Any) -> Entry:
     elif kind is not EntryType.DIRECTORY:
         size = len(point.target or b"") if point else 0
     flags: tuple[str, ...] = ("encrypted",) if is_encrypted(streams) else ()
+    created, modified, changed, accessed, dos = _standard_information(file, streams)
     return Entry(
         path,
         kind,
         size,
         _ntfs_inode(int(meta.addr), streams),
-        mode=_plain_mode(kind, read_only=not int(meta.mode) & 0o222),
+        mode=_plain_mode(kind, read_only=bool(dos & READ_ONLY)),
         nlink=max(0, int(meta.nlink)),
-        mtime_ns=_ns(meta.mtime, meta.mtime_nano),
-        atime_ns=_ns(meta.atime, meta.atime_nano),
-        ctime_ns=_ns(meta.ctime, meta.ctime_nano),
-        crtime_ns=_ns(meta.crtime, meta.crtime_nano),
+        mtime_ns=_windows_ns(modified),
+        atime_ns=_windows_ns(accessed),
+        ctime_ns=_windows_ns(changed),
+        crtime_ns=_windows_ns(created),
         flags=(*flags, point.flag) if point else flags,
     )
+
+
+def _standard_information(file: Any, streams: list[Stream]) -> tuple[int, int, int, int, int]:
+    """Four Windows times (created, modified, changed, accessed) and the DOS attributes. TSK's own
+    times end in 2106, and it takes hidden files for read-only ones."""
+    for stream in streams:
+        if stream.type == NTFS_INFORMATION and stream.size >= 36:
+            return _INFORMATION.unpack(file.read_random(0, 36, stream.type, stream.id))
+    return 0, 0, 0, 0, 0
+
+
+def _windows_ns(time: int) -> int | None:
+    """100 ns since 1601 to ns since 1970; 0 is no time."""
+    return (time - 116_444_736_000_000_000) * 100 if time else None
 
 
 def _ntfs_inode(number: int, streams: list[Stream]) -> str:

@@ -90,4 +90,4 @@ def reason(error: BaseException) -> str:
         if mark in text:
             text = text.split(mark, 1)[1]
             break
-    return text.strip()[:200]
+    return " ".join(text.split())[:200]
