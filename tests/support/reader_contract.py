@@ -61,7 +61,8 @@ def check_extents(reader: Reader, expected: bytes) -> None:
     """Extents cover the disk in order; whatever is not STORED reads as zeros."""
     position, last = 0, None
     for extent in extents_of(reader, 0, reader.size):
-        assert extent.offset == position and extent.length > 0
+        assert extent.offset == position
+        assert extent.length > 0
         assert extent.state != last, "neighbouring extents must differ in state"
         if extent.state is not State.STORED:
             assert not any(expected[extent.offset : extent.offset + extent.length])
