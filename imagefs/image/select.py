@@ -31,7 +31,7 @@ def select(images: Sequence[ImageInfo], selector: str, *, zone: tzinfo | None = 
         return _by_prefix(images, selector.lower())
     moment = MOMENT.fullmatch(selector)
     if moment:
-        return _at(images, _end_of(moment, zone), selector)
+        return _at(images, _end_of(moment, zone), selector, zone)
     raise UsageError(
         f"{selector!r} does not name an image",
         hint="use latest, latest~1, an id of 4 or more hex digits, or a time such as 2026-11-17T14:00",
@@ -55,24 +55,33 @@ def _by_prefix(images: Sequence[ImageInfo], prefix: str) -> ImageInfo:
 
 
 def _end_of(moment: re.Match[str], zone: tzinfo | None) -> datetime:
-    """The first instant after what was named: a day without a time means the end of that day."""
+    """The first instant after what was named: a day without a time means the end of that day.
+
+    An hour that the clocks show twice means its second pass, so that nothing named is left out.
+    """
     day, hour, minute, second, offset = moment.groups()
     try:
         start = datetime.fromisoformat(f"{day}T{hour or '00'}:{minute or '00'}:{second or '00'}")
         if offset:
             zone = UTC if offset == "Z" else datetime.fromisoformat(f"2000-01-01T00:00:00{offset}").tzinfo
-        step = timedelta(seconds=1) if second else timedelta(minutes=1) if hour else timedelta(days=1)
-        end = start + step
-        return end.replace(tzinfo=zone) if zone else end.astimezone()
-    except (ValueError, OverflowError) as error:
+        if not hour:
+            return _instant(start + timedelta(days=1), zone)
+        last = max(_instant(start.replace(fold=fold), zone) for fold in (0, 1))
+        return last + timedelta(seconds=1 if second else 60)
+    except (ValueError, OverflowError, OSError) as error:
         raise UsageError(f"{moment[0]} is not a time", hint="write 2026-11-17 or 2026-11-17T14:00") from error
 
 
-def _at(images: Sequence[ImageInfo], end: datetime, selector: str) -> ImageInfo:
-    limit = round(end.timestamp() * 10**9)
+def _instant(local: datetime, zone: tzinfo | None) -> datetime:
+    """In UTC, where moments can be compared and added to; ``zone`` None is the system's own."""
+    return (local.replace(tzinfo=zone) if zone else local).astimezone(UTC)
+
+
+def _at(images: Sequence[ImageInfo], end: datetime, selector: str, zone: tzinfo | None) -> ImageInfo:
+    limit = (end - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1) * 1000
     found = [info for info in images if info.created < limit]
     if not found:
-        oldest = datetime.fromtimestamp(images[0].created / 10**9, UTC).astimezone(end.tzinfo)
+        oldest = datetime.fromtimestamp(images[0].created // 10**9, UTC).astimezone(zone)
         raise UsageError(
             f"there is no image at or before {selector}",
             hint=f"the oldest is of {oldest:%Y-%m-%d %H:%M %z}",
