@@ -115,6 +115,8 @@ class LocalStore:
         for entry in entries:
             if not entry.name.endswith(ending) or entry.name.startswith("."):
                 continue
+            if entry.name.endswith(PARTIAL) and not ending:
+                continue
             try:
                 facts = entry.stat()
             except OSError as error:

@@ -83,9 +83,12 @@ class MemoryWriter:
         self._store.unfinished[self._name] += data
 
     def commit(self) -> None:
-        if self._done or self._name in self._store.objects:
-            raise StoreError(f"object {self._name} exists already", path=self._name)
+        if self._done:
+            raise StoreError(f"object {self._name} is finished", path=self._name)
         self._done = True
+        if self._name in self._store.objects:
+            del self._store.unfinished[self._name]
+            raise StoreError(f"object {self._name} exists already", path=self._name)
         self._store.objects[self._name] = bytes(self._store.unfinished.pop(self._name))
 
     def abort(self) -> None:
