@@ -51,22 +51,37 @@ _MAX_EXT_BLOCKS = 1 << 32
 
 
 class _Image(pytsk3.Img_Info):  # type: ignore[misc]
-    """A Reader as TSK's image; ``error`` is what the last failed read raised."""
+    """A Reader as TSK's image; ``error`` is what the last failed read raised.
+
+    TSK reads 64 KiB at a time for its cache; when that fails it asks again for just the bytes it
+    needs. So a failed read gives nothing at first, and a smaller one right after it that succeeds
+    takes the error back: a damaged spot does not spoil what lies beside it.
+    """
 
     def __init__(self, reader: Reader) -> None:
         self._reader = reader
         self.error: BaseException | None = None
+        self._failed: tuple[int, int] | None = None
         super().__init__(url="", type=pytsk3.TSK_IMG_TYPE_EXTERNAL)
 
     def get_size(self) -> int:
         return self._reader.size
 
     def read(self, offset: int, length: int) -> bytes:
+        failed, self._failed = self._failed, None
         try:
-            return self._reader.read_at(offset, length)
+            data = self._reader.read_at(offset, length)
+        except Exception as error:
+            if self.error is None:
+                self._failed = offset, offset + length
+                self.error = error
+            return b""
         except BaseException as error:
             self.error = error
             raise
+        if failed is not None and failed[0] <= offset and offset + length < failed[1]:
+            self.error = None
+        return data
 
     def close(self) -> None:
         pass

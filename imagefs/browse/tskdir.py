@@ -60,8 +60,11 @@ class Directories:
         """TSK's directory, set to its start, and the names in it."""
         with self._handle.hold(_quoted(directory)) as info:
             opened = info.open_dir(inode=tskentry.address(directory.inode))
-            names = [_safe(file) for file in opened if not self._hidden(file, directory)]
-            iter(opened)
+        names: list[bytes] = []
+        with suppress(ImagefsError), self._handle.hold(_quoted(directory)):
+            # what cannot be read of an entry is heard of when it is made
+            names.extend(_safe(file) for file in opened if not self._hidden(file, directory))
+        iter(opened)
         return opened, names
 
     def _from_tsk(
