@@ -86,10 +86,8 @@ class Folder:
     def exists(self, name: bytes) -> bool:
         try:
             os.lstat(name, dir_fd=self.fd)
-        except FileNotFoundError:
-            return False
-        except OSError:
-            return True
+        except OSError as error:
+            return error.errno not in (errno.ENOENT, errno.ENAMETOOLONG)
         return True
 
     @contextmanager
