@@ -43,7 +43,7 @@ def digest_of(data: bytes | memoryview) -> bytes:
     return blake3(data).digest()
 
 
-def compress(plains: Sequence[bytes], level: int) -> list[tuple[int, bytes]]:
+def compress(plains: Sequence[bytes | memoryview], level: int) -> list[tuple[int, bytes]]:
     """(codec, stored bytes) of each: zstd at ``level``, or raw where zstd does not make it smaller.
 
     All in one call of the library: between chunks the interpreter's lock is not taken, and waiting
@@ -54,7 +54,7 @@ def compress(plains: Sequence[bytes], level: int) -> list[tuple[int, bytes]]:
     found = _compressor(level).multi_compress_to_buffer(list(plains), threads=2)
     stored = [found[i].tobytes() for i in range(len(plains))]
     return [
-        (CODEC_ZSTD, small) if len(small) < len(plain) else (CODEC_RAW, plain)
+        (CODEC_ZSTD, small) if len(small) < len(plain) else (CODEC_RAW, bytes(plain))
         for plain, small in zip(plains, stored, strict=True)
     ]
 
@@ -132,7 +132,9 @@ def encode_frame(header: FrameHeader) -> bytes:
     return data + zlib.crc32(data).to_bytes(4, "little")
 
 
-def make_frames(chunks: Sequence[tuple[int, bytes, bytes]], level: int) -> list[tuple[int, bytes]]:
+def make_frames(
+    chunks: Sequence[tuple[int, bytes | memoryview, bytes]], level: int
+) -> list[tuple[int, bytes]]:
     """(codec, whole frame) for each (chunk_no, plain bytes, digest)."""
     frames = []
     packed = compress([plain for _, plain, _ in chunks], level)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Any
 from uuid import uuid4
 
@@ -388,17 +389,18 @@ class _Job:
         return min(self._parent.size, 2**63 if self.size is None else self.size) // self._chunk
 
     def _pieces(self, first: int, count: int, data: bytes) -> Iterator[Piece]:
-        """The pieces of a batch in order; what has to be stored is compressed in one go."""
+        """The pieces of a batch in order; what has to be stored is compressed in one go.
+
+        Zero and absent chunks are joined: of an unchanged disk a batch becomes a single piece.
+        """
         states, digests = self._parents(first, count)
+        view = memoryview(data)
         pieces: list[Piece] = []
-        fresh: list[tuple[int, bytes, bytes]] = []
+        fresh: list[tuple[int, memoryview, bytes]] = []
         for i in range(count):
-            plain = data[i * self._chunk : (i + 1) * self._chunk]
-            if len(plain) == self._chunk and plain == self._zeros:
-                pieces.append(Piece(State.ZERO, first + i, 1))
-                continue
-            if len(plain) < self._chunk and not any(plain):
-                pieces.append(Piece(State.ZERO, first + i, 1, alone=True))
+            plain = view[i * self._chunk : (i + 1) * self._chunk]
+            if self._is_zero(data, i * self._chunk):
+                pieces.append(Piece(State.ZERO, first + i, 1, alone=len(plain) < self._chunk))
                 continue
             digest = digest_of(plain)
             absent = states[i] == State.STORED and digests[i] == digest
@@ -406,14 +408,23 @@ class _Job:
             if not absent:
                 fresh.append((first + i, plain, digest))
         frames = iter(make_frames(fresh, self._header.level))
-        for piece in pieces:
-            if piece.state is State.ZERO:
-                yield from self._zero_pieces(piece)
-            elif piece.absent:
-                yield piece
+        for (state, absent, alone), group in groupby(pieces, lambda it: (it.state, it.absent, it.alone)):
+            same = list(group)
+            if state is State.ZERO:
+                yield from self._zero_pieces(Piece(state, same[0].first, len(same), alone=alone))
+            elif absent:
+                joined = b"".join(piece.digests for piece in same)
+                yield Piece(state, same[0].first, len(same), absent=True, digests=joined)
             else:
-                codec, frame = next(frames)
-                yield Piece(State.STORED, piece.first, 1, digests=piece.digests, codec=codec, frame=frame)
+                for piece, (codec, frame) in zip(same, frames, strict=False):
+                    yield Piece(state, piece.first, 1, digests=piece.digests, codec=codec, frame=frame)
+
+    def _is_zero(self, data: bytes, at: int) -> bool:
+        """Whether the chunk at ``at`` is all zeros; two bytes settle nearly all that are not."""
+        end = min(at + self._chunk, len(data))
+        if data[at] or data[(at + end) // 2]:
+            return False
+        return data[at:end] == (self._zeros if end - at == self._chunk else bytes(end - at))
 
     def _parents(self, first: int, count: int) -> tuple[list[int], list[bytes]]:
         """The parent's states and digests of the chunks; ABSENT where none may be inherited."""
