@@ -52,7 +52,7 @@ DECODERS: dict[str, tuple[str, Callable[[bytes], Any]]] = {
 
 @pytest.mark.parametrize("name", DECODERS)
 @given(data=st.binary(max_size=400))
-@settings(max_examples=60)
+@settings(max_examples=50)
 def test_anything(name: str, data: bytes) -> None:
     with contextlib.suppress(ImagefsError):
         DECODERS[name][1](data)
@@ -64,7 +64,7 @@ def test_anything(name: str, data: bytes) -> None:
     cut=st.integers(0, 60),
     more=st.binary(max_size=60),
 )
-@settings(max_examples=60)
+@settings(max_examples=50)
 def test_vectors_with_a_few_bytes_changed(
     name: str, edits: list[tuple[int, bytes]], cut: int, more: bytes
 ) -> None:
@@ -136,6 +136,7 @@ SOME_UUID = st.integers(1, 2**128 - 1).map(lambda n: UUID(int=n))
 
 
 @given(FACTS)
+@settings(max_examples=50)
 def test_facts_come_back(facts: dict[str, Any]) -> None:
     assert decode_facts(encode_facts(facts)) == facts
 
@@ -152,6 +153,7 @@ def test_facts_come_back(facts: dict[str, Any]) -> None:
     seals=st.tuples(B32, B32),
     facts=FACTS,
 )
+@settings(max_examples=40)
 def test_headers_come_back(
     image: UUID,
     parent: UUID | None,
@@ -176,6 +178,7 @@ def test_headers_come_back(
 
 
 @given(size=st.integers(0, 2**63 - 1), numbers=st.lists(U64, min_size=9, max_size=9), view=B32, facts=FACTS)
+@settings(max_examples=40)
 def test_summaries_come_back(size: int, numbers: list[int], view: bytes, facts: dict[str, Any]) -> None:
     summary = Summary(size, *numbers[:2], view, *numbers[2:], consistency=numbers[0] % 256, facts=facts)
     data = encode_summary(summary)
