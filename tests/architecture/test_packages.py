@@ -17,7 +17,7 @@ UNTRUE = {"tests/fixtures/test_oracles.py", "tests/fixtures/test_parts.py", "tes
 
 #: On every Debian and Ubuntu, the smallest container included.
 ESSENTIAL = {"coreutils", "dash", "diffutils", "findutils", "mount", "util-linux"}
-OF_ESSENTIAL = {"cat", "chmod", "cp", "dd", "ls", "mount", "sh", "sleep", "stat", "true", "find"}
+OF_ESSENTIAL = {"cat", "chmod", "cp", "dd", "diff", "ls", "mount", "sh", "sleep", "stat", "true", "find"}
 
 
 def listed(name: str) -> set[str]:
