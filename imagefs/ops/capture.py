@@ -15,7 +15,7 @@ from uuid import uuid4
 from imagefs.block.devices import DeviceReader, StreamSource
 from imagefs.block.foreign import ForeignImage, identify
 from imagefs.block.views import BytesReader, extents_of
-from imagefs.errors import ChainError, SourceError, StoreFull, UsageError
+from imagefs.errors import ChainError, FormatError, SourceError, StoreFull, UsageError
 from imagefs.format.codec import digest_of, make_frames
 from imagefs.format.fields import check_chunk_size
 from imagefs.format.header import Header, Kind, Mode
@@ -163,7 +163,7 @@ def make_plan(
     if options.kind is Kind.FULL or options.new_source or (options.kind is None and newest is None):
         if options.new_source and options.kind not in (None, Kind.FULL):
             raise UsageError("--new-source starts a new full image", hint="leave --kind out")
-        return Plan(Kind.FULL, None)
+        return Plan(Kind.FULL, None, _unreadable(catalog) if options.kind is None else ())
     parent = catalog.newest_full() if options.kind is Kind.DIFFERENTIAL else newest
     if parent is None:
         raise ChainError("the set has no full image to build on", hint="capture with --kind full first")
@@ -174,12 +174,17 @@ def make_plan(
         )
     reason = unfit(catalog, parent, sector_size)
     if not reason:
-        return Plan(options.kind or Kind.INCREMENTAL, parent)
+        return Plan(options.kind or Kind.INCREMENTAL, parent, _unreadable(catalog))
     if options.kind is not None:
         raise ChainError(
             f"{parent.name} cannot be built on: {reason}", hint="start a new chain with --kind full"
         )
     return Plan(Kind.FULL, None, (f"a full image is taken, because {reason}",))
+
+
+def _unreadable(catalog: Catalog) -> tuple[str, ...]:
+    """What the choice was made without: the newest image may be among these."""
+    return tuple(f"{found.name} was left aside: {error.message}" for found, error in catalog.damaged)
 
 
 def unfit(catalog: Catalog, parent: ImageInfo, sector_size: int) -> str:
@@ -219,7 +224,8 @@ def _header(
     after = max((info.created for info in (newest, parent) if info is not None), default=0)
     facts: dict[str, Any] = {"tool": f"imagefs {VERSION}", "source": identity}
     if options.note:
-        facts["note"] = options.note
+        # Raw bytes of the command line that are no text cannot be kept as they are.
+        facts["note"] = options.note.encode("utf-8", "replace").decode()
     return Header(
         image=uuid4(),
         set=newest.header.set if newest else uuid4(),
@@ -238,7 +244,10 @@ def _header(
 
 def _chunk_size(options: CaptureOptions, disk_size: int | None) -> int:
     if options.chunk_size is not None:
-        check_chunk_size(options.chunk_size)
+        try:
+            check_chunk_size(options.chunk_size)
+        except FormatError as error:
+            raise UsageError(error.message, hint="leave --chunk-size out to have it chosen") from error
         return options.chunk_size
     return next(size for least, size in CHUNK_SIZES if (disk_size or 0) >= least)
 
