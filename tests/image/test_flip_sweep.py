@@ -115,7 +115,7 @@ def test_a_sample_of_the_payload(chain: Chain, number: int) -> None:
 def test_verify_finds_every_flipped_byte(chain: Chain) -> None:
     for number, image in enumerate(chain.images):
         skip = payload(chain, number)
-        for at in [at for at in range(len(image)) if at not in skip][::3]:
+        for at in [at for at in range(len(image)) if at not in skip][::7]:
             store = chain.with_bytes(number, flipped(image, at, 0x80))
             assert findings_of(store), (number, at)
 
