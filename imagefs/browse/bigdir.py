@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
+from imagefs.errors import ImagefsError
 from imagefs.interfaces import Reader
 
 _STEP = 1 << 20
 _DOS_NAME = 2
+_DIRECTORY = 2
 _SECTOR = 512
 
 
@@ -29,30 +31,31 @@ class Name:
 
 @dataclass(slots=True)
 class Damage:
-    """How many blocks could not be understood."""
+    """How many blocks could not be understood or read, and the first error of reading."""
 
     blocks: int = 0
-    offsets: list[int] = field(default_factory=list)
+    first: int = 0
+    error: ImagefsError | None = None
 
-    def note(self, offset: int) -> None:
+    def note(self, offset: int, error: ImagefsError | None = None) -> None:
+        self.first = self.first if self.blocks else offset
         self.blocks += 1
-        if len(self.offsets) < 16:
-            self.offsets.append(offset)
+        self.error = self.error or error
 
 
 def ext_names(content: Reader, block_size: int, damage: Damage) -> Iterator[Name]:
     """Live names of an ext directory, linear or hashed: the blocks of the hash tree look empty."""
-    for start, block in _blocks(content, block_size):
+    for start, block in _blocks(content, block_size, damage):
         at = 0
         while at + 8 <= len(block):
-            inode, length, size = struct.unpack_from("<IHB", block, at)
+            inode, length, size, kind = struct.unpack_from("<IHBB", block, at)
             if length in (0, 65535):
                 length = 65536
             if length < 8 + size or length % 4 or at + length > len(block):
                 damage.note(start + at)
                 break
             name = block[at + 8 : at + 8 + size]
-            if inode and name not in (b".", b"..", b""):
+            if inode and name and not (name in (b".", b"..") and kind in (0, _DIRECTORY)):
                 yield Name(name, inode)
             at += length
 
@@ -67,7 +70,7 @@ def ntfs_names(root: bytes, allocation: Reader, used: bytes, damage: Damage) -> 
     if size not in (512, 1024, 2048, 4096, 8192, 16384, 32768, 65536):
         damage.note(0)
         return
-    for start, raw in _blocks(allocation, size):
+    for start, raw in _blocks(allocation, size, damage):
         number = start // size
         if number // 8 < len(used) and used[number // 8] >> number % 8 & 1:
             block = _unfixed(raw)
@@ -77,10 +80,19 @@ def ntfs_names(root: bytes, allocation: Reader, used: bytes, damage: Damage) -> 
                 yield from _index_entries(block[24:], damage, start)
 
 
-def _blocks(content: Reader, size: int) -> Iterator[tuple[int, bytes]]:
+def _blocks(content: Reader, size: int, damage: Damage) -> Iterator[tuple[int, bytes]]:
+    """The blocks that can be read; of a stretch that cannot, each block is tried by itself."""
     step = max(size, _STEP // size * size)
     for offset in range(0, content.size, step):
-        data = content.read_at(offset, step)
+        try:
+            data = content.read_at(offset, step)
+        except ImagefsError:
+            for at in range(offset, min(offset + step, content.size), size):
+                try:
+                    yield at, content.read_at(at, size)
+                except ImagefsError as error:
+                    damage.note(at, error)
+            continue
         for at in range(0, len(data), size):
             yield offset + at, data[at : at + size]
 

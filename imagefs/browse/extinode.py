@@ -1,8 +1,9 @@
-"""The inodes of ext2/3/4 as they lie on the disk, for what The Sleuth Kit does not hand on.
+"""The inodes of ext2/3/4 as they lie on the disk.
 
-That is: the bits that carry times past 2038 and before 1970, times of inodes without room for
-nanoseconds (TSK reads those from the next inode), device numbers, and the flag that says a file is
-encrypted. Knows nothing of TSK. Layout: Documentation/filesystems/ext4 of the Linux kernel.
+The Sleuth Kit loses some of it: the bits that carry times past 2038 and before 1970, times of inodes
+without room for nanoseconds (it reads those from the next inode), device numbers, and the flag that
+says a file is encrypted. It is slow too: for each name it reads the whole block map of the file, that
+of ``..`` as well. Knows nothing of TSK. Layout: Documentation/filesystems/ext4 of the Linux kernel.
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ _INCOMPAT_COMPRESSION, _INCOMPAT_META_BG, _INCOMPAT_64BIT = 0x1, 0x10, 0x80
 _INCOMPAT_ENCRYPT = 0x10000
 _FLAG_COMPRESSED, _FLAG_ENCRYPTED = 0x4, 0x800
 _FLAG_EXTENTS, _FLAG_INLINE = 0x80000, 0x10000000
+_TYPE, _CHAR, _DIRECTORY, _BLOCK, _REGULAR, _SYMLINK = 0xF000, 0x2000, 0x4000, 0x6000, 0x8000, 0xA000
+#: mode, uid, size, atime, ctime, mtime, dtime, gid, nlink, blocks, flags
+_FIXED = struct.Struct("<HHIiiiiHHII")
 _PIECE = 4096
 
 
@@ -39,10 +43,14 @@ class Superblock:
 
 @dataclass(frozen=True, slots=True)
 class Inode:
-    """Times in ns since 1970; ``crtime_ns`` None where the inode has no room for it. ``link`` is the
-    target of a symlink that is kept in the inode itself."""
+    """Times in ns since 1970; ``crtime_ns`` None where the inode has no room for it. ``mode`` holds
+    the type too; ``link`` is the target of a symlink that is kept in the inode itself."""
 
     mode: int
+    size: int
+    uid: int
+    gid: int
+    nlink: int
     flags: int
     mtime_ns: int
     atime_ns: int
@@ -94,14 +102,13 @@ class ExtInodes:
         raw = self._bytes(table * sb.block_size + index * sb.inode_size, min(sb.inode_size, 160))
         return decode_inode(raw) if len(raw) >= 128 else None
 
-    def must_refuse(self, number: int) -> str:
-        """Why the content of a file cannot be decoded (``encrypted``, ``compressed``), else an empty string."""
-        if not self._super.incompat & (_INCOMPAT_ENCRYPT | _INCOMPAT_COMPRESSION):
-            return ""
-        inode = self.get(number)
-        if self._super.incompat & _INCOMPAT_ENCRYPT and (inode is None or inode.flags & _FLAG_ENCRYPTED):
+    def must_refuse(self, inode: Inode | None) -> str:
+        """Why content cannot be decoded (``encrypted``, ``compressed``), else an empty string; of an
+        inode that was not found, the worst is believed."""
+        incompat = self._super.incompat
+        if incompat & _INCOMPAT_ENCRYPT and (inode is None or inode.flags & _FLAG_ENCRYPTED):
             return "encrypted"
-        if self._super.incompat & _INCOMPAT_COMPRESSION and (inode is None or inode.flags & _FLAG_COMPRESSED):
+        if incompat & _INCOMPAT_COMPRESSION and (inode is None or inode.flags & _FLAG_COMPRESSED):
             return "compressed"
         return ""
 
@@ -126,26 +133,30 @@ class ExtInodes:
 
 def decode_inode(raw: bytes) -> Inode:
     """An inode of 128 bytes or more (only the first 160 matter)."""
-    mode = struct.unpack_from("<H", raw)[0]
-    atime, ctime, mtime = struct.unpack_from("<iii", raw, 8)
-    flags = struct.unpack_from("<I", raw, 32)[0]
+    mode, uid, size, atime, ctime, mtime, _, gid, nlink, _, flags = _FIXED.unpack_from(raw)
+    uid_high, gid_high = struct.unpack_from("<HH", raw, 120)
+    if mode & _TYPE in (_REGULAR, _DIRECTORY):
+        size += struct.unpack_from("<I", raw, 108)[0] << 32
     extra = struct.unpack_from("<H", raw, 128)[0] if len(raw) >= 160 else 0
     ctime_x, mtime_x, atime_x = struct.unpack_from("<III", raw, 132) if extra >= 16 else (0, 0, 0)
     crtime = _ns(*struct.unpack_from("<iI", raw, 144)) if extra >= 24 else None
     return Inode(
         mode,
-        flags,
+        size,
+        uid=uid + (uid_high << 16),
+        gid=gid + (gid_high << 16),
+        nlink=nlink,
+        flags=flags,
         mtime_ns=_ns(mtime, mtime_x),
         atime_ns=_ns(atime, atime_x),
         ctime_ns=_ns(ctime, ctime_x),
         crtime_ns=crtime,
-        rdev=_rdev(raw) if mode & 0xF000 in (0x2000, 0x6000) else None,
-        link=_fast_link(raw, flags) if mode & 0xF000 == 0xA000 else None,
+        rdev=_rdev(raw) if mode & _TYPE in (_CHAR, _BLOCK) else None,
+        link=_fast_link(raw, size, flags) if mode & _TYPE == _SYMLINK else None,
     )
 
 
-def _fast_link(raw: bytes, flags: int) -> bytes | None:
-    size = int(struct.unpack_from("<I", raw, 4)[0])
+def _fast_link(raw: bytes, size: int, flags: int) -> bytes | None:
     elsewhere = flags & (_FLAG_EXTENTS | _FLAG_INLINE | _FLAG_ENCRYPTED)
     return raw[40 : 40 + size] if 0 < size < 60 and not elsewhere else None
 

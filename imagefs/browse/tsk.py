@@ -144,6 +144,7 @@ class TskFileSystem:
         self._facts = facts
         self._maker = tskentry.EntryMaker(facts.kind, ext=facts.ext, fat=facts.fat)
         self._contents = Contents(handle, facts)
+        self._root: Entry | None = None
         scan = Directories(handle, facts, self._maker).scan
         self._listings = Listings(scan, case_insensitive=self.case_insensitive, readlink=self.readlink)
 
@@ -157,7 +158,9 @@ class TskFileSystem:
 
     def root(self) -> Entry:
         with self._handle.hold("the root directory") as info:
-            return self._maker.make(b"/", info.open_meta(inode=self._facts.root_inode))
+            if self._root is None:
+                self._root = self._maker.make(b"/", info.open_meta(inode=self._facts.root_inode))
+            return self._root
 
     def lookup(self, path: bytes, /) -> Entry:
         return self._listings.lookup(self.root(), path)

@@ -79,7 +79,7 @@ class Contents:
         """Why the stream is not the content, as the rest of a sentence; empty when it is."""
         facts = self._facts
         if facts.ext is not None:
-            return facts.ext.must_refuse(int(entry.inode))
+            return facts.ext.must_refuse(facts.ext.get(int(entry.inode)))
         if facts.kind == "hfs":
             packed = int(file.info.meta.flags) & tskentry.META_COMPRESSED
             packed |= stream.flags & tskentry.COMPRESSED if stream else 0

@@ -42,7 +42,7 @@ class Directories:
         """The entries of a directory, read in portions. What cannot be read of it is raised after
         everything that can."""
         errors: list[BaseException] = []
-        names_of = self._big(directory)
+        names_of = self._names_of(directory)
         if names_of is None:
             opened, names = self._open(directory)
             found = self._from_tsk(opened, directory, errors)
@@ -50,7 +50,7 @@ class Directories:
             damage = bigdir.Damage()
             names = [safe_name(each.name) for each in names_of(damage)]
             if damage.blocks:
-                errors.append(_damage(directory, damage))
+                errors.append(damage.error or _damage(directory, damage))
             found = self._from_names(names_of(bigdir.Damage()), directory, errors)
         yield from _distinct(directory, names, found)
         if errors:
@@ -87,14 +87,26 @@ class Directories:
     def _from_names(
         self, names: Iterator[bigdir.Name], directory: Entry, errors: list[BaseException]
     ) -> Iterator[tuple[bytes, Entry]]:
-        while chunk := list(islice(names, _BATCH)):  # read before the lock is taken: it needs it too
-            batch = []
-            try:
-                with self._handle.hold(_quoted(directory)) as info:
-                    batch = [self._numbered(info, each, directory, errors) for each in chunk]
-            except ImagefsError as error:
-                errors.append(error)
-            yield from batch
+        while chunk := list(islice(names, _BATCH)):
+            batch = [(safe_name(each.name), each) for each in chunk]
+            entries = [self._from_disk(join(directory.path, name), each, errors) for name, each in batch]
+            if None in entries:  # only now, and for a moment, the lock
+                try:
+                    with self._handle.hold(_quoted(directory)) as info:
+                        for at, (name, each) in enumerate(batch):
+                            path = join(directory.path, name)
+                            entries[at] = entries[at] or self._numbered(info, path, each, errors)
+                except ImagefsError as error:
+                    errors.append(error)
+            for (name, each), entry in zip(batch, entries, strict=True):
+                yield name, entry or tskentry.unreadable(join(directory.path, name), each.inode, 0)
+
+    def _from_disk(self, path: bytes, found: bigdir.Name, errors: list[BaseException]) -> Entry | None:
+        try:
+            return self._maker.from_disk(path, found.inode)
+        except ImagefsError as error:
+            errors.append(error)
+            return tskentry.unreadable(path, found.inode, 0)
 
     def _named(self, file: Any, directory: Entry, errors: list[BaseException]) -> tuple[bytes, Entry]:
         name = _safe(file)
@@ -104,16 +116,13 @@ class Directories:
         return name, entry or tskentry.unreadable(path, int(tsk_name.meta_addr), int(tsk_name.type))
 
     def _numbered(
-        self, info: Any, found: bigdir.Name, directory: Entry, errors: list[BaseException]
-    ) -> tuple[bytes, Entry]:
-        name = safe_name(found.name)
-        path = join(directory.path, name)
-        entry = None
+        self, info: Any, path: bytes, found: bigdir.Name, errors: list[BaseException]
+    ) -> Entry | None:
         with suppress(*TSK_ERRORS):  # no such inode: the name is there all the same
             file = info.open_meta(inode=found.inode)
             if found.sequence in (None, int(file.info.meta.seq)):
-                entry = self._entry(path, file, errors)
-        return name, entry or tskentry.unreadable(path, found.inode, 0)
+                return self._entry(path, file, errors)
+        return None
 
     def _entry(self, path: bytes, file: Any, errors: list[BaseException]) -> Entry | None:
         with suppress(*TSK_ERRORS):  # one damaged file; if a read failed below, the image keeps why
@@ -145,13 +154,13 @@ class Directories:
             return int(meta.size) == 0
         return kind == "exfat" and name in EXFAT_SYSTEM and not int(meta.mtime)
 
-    def _big(self, directory: Entry) -> Callable[[bigdir.Damage], Iterator[bigdir.Name]] | None:
-        """How to read the names of a large directory of ext or NTFS; None where TSK will do."""
-        if self._facts.ext is not None and directory.size >= _BIG:
-            return self._big_ext(directory)
-        return self._big_ntfs(directory) if self._facts.kind == "ntfs" else None
+    def _names_of(self, directory: Entry) -> Callable[[bigdir.Damage], Iterator[bigdir.Name]] | None:
+        """How to read the names of a directory of ext, or a large one of NTFS; None where TSK will do."""
+        if self._facts.ext is not None:
+            return self._ext_names(directory)
+        return self._ntfs_names(directory) if self._facts.kind == "ntfs" else None
 
-    def _big_ext(self, directory: Entry) -> Callable[[bigdir.Damage], Iterator[bigdir.Name]] | None:
+    def _ext_names(self, directory: Entry) -> Callable[[bigdir.Damage], Iterator[bigdir.Name]] | None:
         facts = self._facts
         with self._handle.hold(_quoted(directory)) as info:
             file = info.open_meta(inode=tskentry.address(directory.inode))
@@ -163,7 +172,7 @@ class Directories:
         content = MappedReader(facts.reader, stream.size, pieces, label=printable(directory.path))
         return lambda damage: bigdir.ext_names(content, facts.block_size, damage)
 
-    def _big_ntfs(self, directory: Entry) -> Callable[[bigdir.Damage], Iterator[bigdir.Name]] | None:
+    def _ntfs_names(self, directory: Entry) -> Callable[[bigdir.Damage], Iterator[bigdir.Name]] | None:
         shown = _quoted(directory)
         with self._handle.hold(shown) as info:
             file = info.open_meta(inode=tskentry.address(directory.inode))
@@ -212,5 +221,5 @@ def _damage(directory: Entry, damage: bigdir.Damage) -> BrowseError:
         f"{damage.blocks} blocks of the directory {_quoted(directory)} are damaged",
         hint="names in them are missing",
         path=directory.path,
-        offset=damage.offsets[0],
+        offset=damage.first,
     )

@@ -46,6 +46,15 @@ _NAME_TYPES = {
     7: EntryType.SOCKET,
 }
 _DEVICE_FLAGS: dict[int, tuple[str, ...]] = {4: ("char",), 5: ("block",)}
+_MODE_TYPES = {
+    0x1000: EntryType.FIFO,
+    0x2000: EntryType.DEVICE,
+    0x4000: EntryType.DIRECTORY,
+    0x6000: EntryType.DEVICE,
+    0x8000: EntryType.FILE,
+    0xA000: EntryType.SYMLINK,
+    0xC000: EntryType.SOCKET,
+}
 _WITHOUT_SIZE = frozenset({EntryType.DEVICE, EntryType.FIFO, EntryType.SOCKET})
 _ID_MASK = 0xFFFFFFFF
 _PLAIN_MODES = {EntryType.DIRECTORY: 0o755, EntryType.SYMLINK: 0o777}
@@ -170,17 +179,20 @@ class EntryMaker:
         self._fat = fat
 
     def make(self, path: bytes, file: Any) -> Entry:
+        """The entry of a file that TSK has opened."""
         if self._kind == "ntfs":
             return _ntfs(path, file)
         meta = file.info.meta
         number, type_number = int(meta.addr), int(meta.type)
+        entry = self.from_disk(path, number)
+        if entry is not None:
+            return entry
         kind = _META_TYPES.get(type_number, EntryType.OTHER)
-        flags = _DEVICE_FLAGS.get(type_number, ())
         size = 0 if kind in _WITHOUT_SIZE else max(0, int(meta.size))
         if self._fat is not None:
             return _fat(path, kind, size, number, self._fat.get(number))
-        inode = self._ext.get(number) if self._ext is not None else None
-        if self._ext is not None and (refused := self._ext.must_refuse(number)):
+        flags = _DEVICE_FLAGS.get(type_number, ())
+        if self._ext is not None and (refused := self._ext.must_refuse(None)):
             flags += (refused,)
         if self._kind == "hfs" and int(meta.flags) & META_COMPRESSED:
             flags += ("compressed",)
@@ -193,12 +205,36 @@ class EntryMaker:
             uid=int(meta.uid) & _ID_MASK,
             gid=int(meta.gid) & _ID_MASK,
             nlink=max(0, int(meta.nlink)),
-            mtime_ns=inode.mtime_ns if inode else _ns(meta.mtime, meta.mtime_nano),
-            atime_ns=inode.atime_ns if inode else _ns(meta.atime, meta.atime_nano),
-            ctime_ns=inode.ctime_ns if inode else _ns(meta.ctime, meta.ctime_nano),
-            crtime_ns=inode.crtime_ns if inode else _ns(meta.crtime, meta.crtime_nano),
-            rdev=inode.rdev if inode else None,
+            mtime_ns=_ns(meta.mtime, meta.mtime_nano),
+            atime_ns=_ns(meta.atime, meta.atime_nano),
+            ctime_ns=_ns(meta.ctime, meta.ctime_nano),
+            crtime_ns=_ns(meta.crtime, meta.crtime_nano),
             flags=flags,
+        )
+
+    def from_disk(self, path: bytes, number: int) -> Entry | None:
+        """The entry of an ext inode, without TSK; None where only TSK knows."""
+        inode = self._ext.get(number) if self._ext is not None else None
+        if self._ext is None or inode is None:
+            return None
+        kind = _MODE_TYPES.get(inode.mode & 0xF000, EntryType.OTHER)
+        refused = self._ext.must_refuse(inode)
+        flags = _DEVICE_FLAGS.get(4 if inode.mode & 0xF000 == 0x2000 else 5, ()) if inode.rdev else ()
+        return Entry(
+            path,
+            kind,
+            0 if kind in _WITHOUT_SIZE else inode.size,
+            str(number),
+            mode=inode.mode & 0o7777,
+            uid=inode.uid,
+            gid=inode.gid,
+            nlink=inode.nlink,
+            mtime_ns=inode.mtime_ns,
+            atime_ns=inode.atime_ns,
+            ctime_ns=inode.ctime_ns,
+            crtime_ns=inode.crtime_ns,
+            rdev=inode.rdev,
+            flags=(*flags, refused) if refused else flags,
         )
 
 

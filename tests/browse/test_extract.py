@@ -51,7 +51,8 @@ def test_a_whole_volume_comes_out_as_it_went_in(
     assert run_tool(words).stdout == b""
     assert litter(target) == []
     assert set(codes(report)) == {"left-out"}
-    assert (report.files, report.symlinks) == (309, 3)
+    files = [path for path in staged.rglob("*") if path.is_file() and not path.is_symlink()]
+    assert (report.files, report.symlinks) == (len(files), 3)
     assert os.stat(target / "sparse").st_blocks * 512 < MIB
 
 
@@ -136,12 +137,12 @@ HOSTILE = [b"..", b".", b"", b"a\0b"]
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_names_are_refused(name: bytes, tmp_path: Path) -> None:
+    (tmp_path / "room").mkdir()
     tree = {
         b"/": [folder(b"/d", "3"), file(b"/ok")],
         b"/d": [file(b"/d/" + name), folder(b"/d/" + name, "5")],
     }
-    report = out(FakeFs(tree), tmp_path / "room" / "out") if (tmp_path / "room").mkdir() is None else None
-    assert report is not None
+    report = out(FakeFs(tree), tmp_path / "room" / "out")
     assert codes(report) == ["name", "name"]
     assert (tmp_path / "room" / "out" / "ok").exists()
     assert [path.name for path in (tmp_path / "room").iterdir()] == ["out"]
