@@ -26,7 +26,6 @@ from mounter.operations import ENCODING
 SUBTYPE = "imagefs"
 _LIBRARIES = ("libfuse3.so.4", "libfuse3.so.3")
 _INSTALL = "install it with `apt install fuse3` (Debian, Ubuntu) or `dnf install fuse3` (Fedora)"
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 #: Nothing in an image ever changes; what is not there may only seem so while a store is away.
 _KEEP_SECONDS, _KEEP_MISSING_SECONDS = 3600, 10
 
@@ -120,7 +119,6 @@ def serve(
         options["max_threads"] = threads
     if binding.libfuse < (3, 0):
         operations = _callable(binding, operations)
-    _keep_freed_memory()
     # both libraries give SIGINT its default action first, for libfuse to take; it is ours
     binding.module.signal = lambda number, handler: handler  # type: ignore[attr-defined]
     fuse = full_fuse(binding.module) if binding.libfuse >= (3, 0) else binding.module.FUSE
@@ -129,18 +127,6 @@ def serve(
     except RuntimeError as error:
         return int(error.args[0]) if error.args and isinstance(error.args[0], int) else 1
     return 0
-
-
-def _keep_freed_memory() -> None:
-    """Have glibc keep what is freed instead of handing it back to the kernel after every reply.
-
-    A reply is up to 1 MiB, which malloc maps and unmaps afresh each time; the page faults cost more
-    than the reading (measured: 630 MB/s with them, 2,000 without). Other C libraries lack the call.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(_M_TRIM_THRESHOLD, 64 << 20)
-        mallopt(_M_MMAP_THRESHOLD, 32 << 20)
 
 
 def stopper(binding: Binding) -> Callable[[], None]:

@@ -37,15 +37,13 @@ def open_fat(reader: Reader) -> FatFileSystem:
     boot = reader.read_at(0, 512)
     if not _plausible(boot):
         raise NotAFileSystem("the volume is not FAT")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            fat = _pyfat_class()()
-            fat.set_fp(ReaderFile(_Counted(reader, boot)))
-        except ImagefsError:
-            raise
-        except Exception as error:  # pyfatfs raises whatever its parsing stumbles over
-            raise NotAFileSystem("the volume is not FAT", reason=str(error)) from error
+    fat = _pyfat_class()()
+    try:
+        fat.set_fp(ReaderFile(_Counted(reader, boot)))
+    except ImagefsError:
+        raise
+    except Exception as error:  # pyfatfs raises whatever its parsing stumbles over
+        raise NotAFileSystem("the volume is not FAT", reason=str(error)) from error
     return FatFileSystem(reader, fat)
 
 
@@ -59,7 +57,11 @@ def _plausible(boot: bytes) -> bool:
 
 
 def _pyfat_class() -> Any:
-    from pyfatfs.PyFat import PyFat
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of pkg_resources, about itself
+        from pyfatfs.PyFat import PyFat
+    # What pyfatfs thinks of a volume would go to stderr, past everybody who reports errors here.
+    warnings.filterwarnings("ignore", category=UserWarning, module="pyfatfs")
 
     class BoundedFat(PyFat):  # type: ignore[misc]
         """PyFat whose chains end."""

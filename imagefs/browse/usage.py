@@ -16,7 +16,7 @@ from imagefs.interfaces import Reader
 
 ReadSystem = Callable[[int | bytes, int], bytes]
 
-#: A bitmap of 64 TiB in 4 KiB clusters is 2 GiB; nothing larger than this is read for a figure.
+#: The bitmap of 2 TiB in 4 KiB clusters; of larger volumes no figure is worth the reading.
 MAX_SYSTEM_FILE = 64 << 20
 EXFAT_SYSTEM = frozenset({b"$ALLOC_BITMAP", b"$UPCASE_TABLE"})
 _NTFS_BITMAP, _NTFS_VOLUME = 6, 3

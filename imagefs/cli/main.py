@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import click
 
+from imagefs.block.linux import allow_many_files, keep_freed_memory
 from imagefs.cli.browse import cat, find, ls, stat
 from imagefs.cli.capture import capture
 from imagefs.cli.command import Terminated, catch_signals, say_exit
@@ -60,6 +61,8 @@ def run(arguments: Sequence[str] | None = None) -> None:
     """The console script: run one command and exit with its code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     catch_signals()
+    keep_freed_memory()
+    allow_many_files()
     context = click.Context(main)
     try:
         code = execute(context, words)

@@ -84,7 +84,7 @@ class Verifier:
         """Header, sections, index and, at level data, every stored chunk of one image."""
         self._sound[info.id] = False
         try:
-            reader = ImageReader(self._catalog.store.open(info.name), info.name)
+            reader = self._catalog.open_image(info)
         except ImagefsError as error:
             self.report.add(_finding(error, image=info.id, code=error.code))
             return
