@@ -61,7 +61,7 @@ def _pyfat_class() -> Any:
         warnings.simplefilter("ignore")  # of pkg_resources, about itself
         from pyfatfs.PyFat import PyFat
     # What pyfatfs thinks of a volume would go to stderr, past everybody who reports errors here.
-    warnings.filterwarnings("ignore", category=UserWarning, module="pyfatfs")
+    warnings.filterwarnings("ignore", category=Warning, module="pyfatfs")
 
     class BoundedFat(PyFat):  # type: ignore[misc]
         """PyFat whose chains end."""

@@ -230,6 +230,30 @@ def test_a_64_bit_sector_count_goes_through_pyfatfs(tmp_path: Path) -> None:
     assert [entry.path for entry in walk(fs, fs.root(), onerror=fails)] == [b"/test", b"/test/test.test"]
 
 
+def test_pyfatfs_says_nothing_on_stderr(tmp_path: Path) -> None:
+    """A torn long name makes it warn; in a process of its own, where pytest catches nothing."""
+    path = unpacked_corpus_file("dfir_ntfs/test_data/fat32_small.raw.gz", tmp_path)
+    raw = path.read_bytes()
+    at = raw.index(b"1       TXT")
+    torn = b"\x42" + b"x\0" * 5 + b"\x0f\0\0" + b"y\0" * 6 + b"\0\0" + b"z\0" * 2
+    path.write_bytes(raw[:at] + torn + raw[at:][: len(raw) - at - 32])
+    code = (
+        "import sys; from pathlib import Path; from tests.browse.disks import FileReader;"
+        "from imagefs.browse import open_filesystem, walk;"
+        "fs = open_filesystem(FileReader(Path(sys.argv[1])));"
+        "print([entry.path for entry in walk(fs, fs.root(), onerror=print)])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, path],
+        cwd=Path(__file__).parents[2],
+        check=True,
+        capture_output=True,
+        timeout=60,
+    )
+    assert b"/test/1.TXT" in done.stdout
+    assert done.stderr == b""
+
+
 def test_a_volume_is_never_written_to(fat: Path) -> None:
     before = fat.read_bytes()
     fs = open_fat(FileReader(fat))
