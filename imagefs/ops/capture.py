@@ -268,11 +268,17 @@ def _summary(header: Header, options: CaptureOptions, volumes: list[dict[str, An
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Chunks from ``first`` on: ``data`` read from the source, or ``count`` chunks of nothing."""
+    """``count`` chunks from ``first`` on, ``length`` bytes of the disk.
+
+    ``data`` is what a stream gave. Of a device the worker reads it, chunk by chunk, so that each is
+    hashed while it is in that core's cache; ``holes`` says that all of it is known to be zero.
+    """
 
     first: int
     count: int
-    data: bytes | None
+    length: int
+    data: bytes | None = None
+    holes: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -313,17 +319,17 @@ class _Job:
     def run(self, writer: ImageWriter, summary: Summary, first: bytes) -> None:
         """Everything from the first batch to the commit."""
         self._progress.start("capture", self.size)
-        batches = self._device_batches() if self.size is not None else self._stream_batches(first)
-        results = ordered_map(self.work, read_ahead(batches), threads=self._threads)
+        streams = self.size is None
+        batches = read_ahead(self._stream_batches(first)) if streams else self._device_batches()
+        results = ordered_map(self.work, batches, threads=self._threads)
         try:
             for batch, pieces in results:
                 for piece in pieces:
                     self._write(writer, piece)
                 writer.checkpoint_if_due()
-                length = min(batch.count * self._chunk, (self.size or 2**63) - batch.first * self._chunk)
-                self.done += length if batch.data is None else len(batch.data)
-                self.read_bytes += len(batch.data or b"")
-                self._progress.advance(length if batch.data is None else len(batch.data))
+                self.done += batch.length
+                self.read_bytes += 0 if batch.holes else batch.length
+                self._progress.advance(batch.length)
         finally:
             results.close()
         if isinstance(self._source, DeviceReader):
@@ -352,13 +358,18 @@ class _Job:
                 continue
             first, end = extent.offset // chunk, -(-(extent.offset + extent.length) // chunk)
             if first > position:
-                yield Batch(position, first - position, None)
+                yield self._batch(position, first, holes=True)
             for start in range(max(first, position), end, per_batch):
-                count = min(per_batch, end - start)
-                yield Batch(start, count, self._source.read_at(start * chunk, count * chunk))
+                yield self._batch(start, min(start + per_batch, end))
             position = max(position, end)
         if position < chunks:
-            yield Batch(position, chunks - position, None)
+            yield self._batch(position, chunks, holes=True)
+
+    def _batch(self, first: int, end: int, *, holes: bool = False) -> Batch:
+        """Chunks ``first`` to before ``end`` of a device."""
+        assert self.size is not None
+        length = min(end * self._chunk, self.size) - first * self._chunk
+        return Batch(first, end - first, length, holes=holes)
 
     def _stream_batches(self, data: bytes) -> Iterator[Batch]:
         assert isinstance(self._source, StreamSource)
@@ -366,15 +377,24 @@ class _Job:
         data += self._source.read(size - len(data)) if len(data) < size else b""
         position = 0
         while data:
-            yield Batch(position, -(-len(data) // self._chunk), data)
+            yield Batch(position, -(-len(data) // self._chunk), len(data), data)
             position += len(data) // self._chunk
             data = self._source.read(size)
 
     def work(self, batch: Batch) -> tuple[Batch, list[Piece]]:
         """Runs on a worker: what becomes of each chunk of ``batch``."""
-        if batch.data is None:
+        if batch.holes:
             return batch, list(self._zero_pieces(Piece(State.ZERO, batch.first, batch.count)))
-        return batch, list(self._pieces(batch.first, batch.count, batch.data))
+        return batch, list(self._pieces(batch))
+
+    def _plains(self, batch: Batch) -> Iterator[bytes | memoryview]:
+        """The chunks of ``batch`` in order: read now, or cut out of what the stream gave."""
+        for i in range(batch.count):
+            if batch.data is not None:
+                yield memoryview(batch.data)[i * self._chunk : (i + 1) * self._chunk]
+            else:
+                assert isinstance(self._source, DeviceReader)
+                yield self._source.read_at((batch.first + i) * self._chunk, self._chunk)
 
     def _zero_pieces(self, zeros: Piece) -> Iterator[Piece]:
         """Zero chunks, split where the parent's are zero too and where they are not."""
@@ -397,18 +417,17 @@ class _Job:
         # because a shorter last chunk has another digest.
         return min(self._parent.size, 2**63 if self.size is None else self.size) // self._chunk
 
-    def _pieces(self, first: int, count: int, data: bytes) -> Iterator[Piece]:
+    def _pieces(self, batch: Batch) -> Iterator[Piece]:
         """The pieces of a batch in order; what has to be stored is compressed in one go.
 
         Zero and absent chunks are joined: of an unchanged disk a batch becomes a single piece.
         """
-        states, digests = self._parents(first, count)
-        view = memoryview(data)
+        first = batch.first
+        states, digests = self._parents(first, batch.count)
         pieces: list[Piece] = []
-        fresh: list[tuple[int, memoryview, bytes]] = []
-        for i in range(count):
-            plain = view[i * self._chunk : (i + 1) * self._chunk]
-            if self._is_zero(data, i * self._chunk):
+        fresh: list[tuple[int, bytes | memoryview, bytes]] = []
+        for i, plain in enumerate(self._plains(batch)):
+            if self._is_zero(plain):
                 pieces.append(Piece(State.ZERO, first + i, 1, alone=len(plain) < self._chunk))
                 continue
             digest = digest_of(plain)
@@ -428,12 +447,11 @@ class _Job:
                 for piece, (codec, frame) in zip(same, frames, strict=False):
                     yield Piece(state, piece.first, 1, digests=piece.digests, codec=codec, frame=frame)
 
-    def _is_zero(self, data: bytes, at: int) -> bool:
-        """Whether the chunk at ``at`` is all zeros; two bytes settle nearly all that are not."""
-        end = min(at + self._chunk, len(data))
-        if data[at] or data[(at + end) // 2]:
+    def _is_zero(self, plain: bytes | memoryview) -> bool:
+        """Whether a chunk is all zeros; two bytes settle nearly all that are not."""
+        if plain[0] or plain[len(plain) // 2]:
             return False
-        return data[at:end] == (self._zeros if end - at == self._chunk else bytes(end - at))
+        return bytes(plain) == (self._zeros if len(plain) == self._chunk else bytes(len(plain)))
 
     def _parents(self, first: int, count: int) -> tuple[list[int], list[bytes]]:
         """The parent's states and digests of the chunks; ABSENT where none may be inherited."""

@@ -146,7 +146,7 @@ def test_a_missing_parent_is_exit_22_and_4_in_verify(cli: Cli, disk: Path, tmp_p
     [
         (("capture", "nothing.raw", "set"), 10, "does not exist"),
         (("capture", "disk.raw", "no/such/set"), 30, "no/such"),
-        (("capture", "disk.raw", "set", "--chunk-size", "100K"), 20, "power of two"),
+        (("capture", "disk.raw", "set", "--chunk-size", "100K"), 2, "power of two"),
         (("list", "nowhere"), 30, "nowhere"),
         (("info", "disk.raw"), 20, "not an imagefs image"),
         (("frobnicate",), 2, "frobnicate"),
