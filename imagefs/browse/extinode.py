@@ -12,6 +12,8 @@ import struct
 from dataclasses import dataclass
 from functools import lru_cache
 
+from imagefs.browse.content import Piece
+from imagefs.browse.extmap import map_file
 from imagefs.interfaces import Reader
 
 _MAGIC = 0xEF53
@@ -44,7 +46,7 @@ class Superblock:
 @dataclass(frozen=True, slots=True)
 class Inode:
     """Times in ns since 1970; ``crtime_ns`` None where the inode has no room for it. ``mode`` holds
-    the type too; ``link`` is the target of a symlink that is kept in the inode itself."""
+    the type too; ``block`` is where extents or block pointers begin, or a short symlink's target."""
 
     mode: int
     size: int
@@ -57,7 +59,14 @@ class Inode:
     ctime_ns: int
     crtime_ns: int | None
     rdev: tuple[int, int] | None
-    link: bytes | None
+    block: bytes
+
+    @property
+    def link(self) -> bytes | None:
+        """The target of a symlink that is kept in the inode itself."""
+        elsewhere = self.flags & (_FLAG_EXTENTS | _FLAG_INLINE | _FLAG_ENCRYPTED)
+        is_short = self.mode & _TYPE == _SYMLINK and 0 < self.size < 60 and not elsewhere
+        return self.block[: self.size] if is_short else None
 
 
 def read_superblock(reader: Reader) -> Superblock | None:
@@ -87,6 +96,7 @@ class ExtInodes:
 
     def __init__(self, reader: Reader, superblock: Superblock) -> None:
         self._super = superblock
+        self._reader = reader
         self._piece = lru_cache(maxsize=64)(lambda index: reader.read_at(index * _PIECE, _PIECE))
         self._table = lru_cache(maxsize=4096)(self._read_table)
 
@@ -101,6 +111,19 @@ class ExtInodes:
             return None
         raw = self._bytes(table * sb.block_size + index * sb.inode_size, min(sb.inode_size, 160))
         return decode_inode(raw) if len(raw) >= 128 else None
+
+    def pieces(self, inode: Inode, label: str) -> list[Piece] | None:
+        """Where the content of an inode lies; None where it lies in the inode itself."""
+        if inode.flags & _FLAG_INLINE:
+            return None
+        return map_file(
+            self._reader,
+            self._super.block_size,
+            inode.block,
+            size=inode.size,
+            extents=bool(inode.flags & _FLAG_EXTENTS),
+            label=label,
+        )
 
     def must_refuse(self, inode: Inode | None) -> str:
         """Why content cannot be decoded (``encrypted``, ``compressed``), else an empty string; of an
@@ -152,13 +175,8 @@ def decode_inode(raw: bytes) -> Inode:
         ctime_ns=_ns(ctime, ctime_x),
         crtime_ns=crtime,
         rdev=_rdev(raw) if mode & _TYPE in (_CHAR, _BLOCK) else None,
-        link=_fast_link(raw, size, flags) if mode & _TYPE == _SYMLINK else None,
+        block=raw[40:100],
     )
-
-
-def _fast_link(raw: bytes, size: int, flags: int) -> bytes | None:
-    elsewhere = flags & (_FLAG_EXTENTS | _FLAG_INLINE | _FLAG_ENCRYPTED)
-    return raw[40 : 40 + size] if 0 < size < 60 and not elsewhere else None
 
 
 def _ns(seconds: int, extra: int) -> int:

@@ -33,20 +33,28 @@ class Contents:
             raise BrowseError(f"'{shown}' is not a file but a {entry.type}", path=entry.path)
         if "unreadable" in entry.flags:
             raise damaged(shown, 0, "the file system does not say where its bytes lie")
+        mapped = self._mapped(entry, shown)
+        if mapped is not None:
+            return mapped
         with self._handle.hold(f"'{shown}'") as info:
             file = info.open_meta(inode=tskentry.address(entry.inode))
             return self._content(entry, file, shown)
 
+    def _mapped(self, entry: Entry, shown: str) -> MappedReader | None:
+        """The content of an ext file without TSK; None where only TSK knows."""
+        ext = self._facts.ext
+        inode = ext.get(int(entry.inode)) if ext is not None else None
+        if ext is None or inode is None:
+            return None
+        self._handle.check_open()
+        _check(ext.must_refuse(inode), entry)
+        pieces = ext.pieces(inode, shown)
+        return None if pieces is None else MappedReader(self._facts.reader, inode.size, pieces, label=shown)
+
     def _content(self, entry: Entry, file: Any, shown: str) -> Reader:
         streams = tskentry.streams_of(file)
         stream = tskentry.data_stream(self._facts.kind, streams)
-        why = self._undecodable(entry, file, streams, stream)
-        if why:
-            raise BrowseError(
-                f"'{shown}' is {why}, which cannot be decoded",
-                hint="mount the image and open the partition's pN.raw with a system that can",
-                path=entry.path,
-            )
+        _check(self._undecodable(entry, file, streams, stream), entry)
         if stream is None:
             if entry.size or any(each.type == tskentry.NTFS_ATTRIBUTE_LIST for each in streams):
                 raise damaged(shown, 0, "the file system does not say where its bytes lie")
@@ -97,26 +105,45 @@ class Contents:
             raise BrowseError(f"'{shown}' is not a symbolic link", path=entry.path)
         target = None
         if "encrypted" not in entry.flags and "unreadable" not in entry.flags:
-            with self._handle.hold(f"'{shown}'") as info:
-                target = self._target(entry, info.open_meta(inode=tskentry.address(entry.inode)))
+            target = self._short_or_mapped(entry, shown)
+            if target is None:
+                with self._handle.hold(f"'{shown}'") as info:
+                    target = self._target(entry, info.open_meta(inode=tskentry.address(entry.inode)))
         if not target:
             raise BrowseError(f"the target of '{shown}' cannot be decoded", path=entry.path)
         return target
+
+    def _short_or_mapped(self, entry: Entry, shown: str) -> bytes | None:
+        """The target of an ext symlink: in the inode, or in a block of its own."""
+        inode = self._facts.ext.get(int(entry.inode)) if self._facts.ext is not None else None
+        if inode is not None and inode.link is not None:
+            return inode.link
+        mapped = self._mapped(entry, shown) if entry.size <= _MAX_LINK else None
+        return _whole_target(mapped.read_at(0, entry.size), entry) if mapped else None
 
     def _target(self, entry: Entry, file: Any) -> bytes | None:
         if self._facts.kind == "ntfs":
             point = tskentry.read_reparse(file, tskentry.streams_of(file))
             return point.target if point else None
-        if self._facts.ext is not None:
-            inode = self._facts.ext.get(int(entry.inode))
-            if inode is not None and inode.link is not None:
-                return inode.link
-        elif file.info.meta.link is not None:
+        if self._facts.ext is None and file.info.meta.link is not None:
             return bytes(file.info.meta.link)
         if not 0 < entry.size <= _MAX_LINK:
             return None
-        target = bytes(file.read_random(0, entry.size)).split(b"\0")[0]
-        return target if len(target) == entry.size else None
+        return _whole_target(bytes(file.read_random(0, entry.size)), entry)
+
+
+def _whole_target(data: bytes, entry: Entry) -> bytes | None:
+    """A target holds no NUL, and is as long as its inode says."""
+    return data if len(data) == entry.size and b"\0" not in data else None
+
+
+def _check(why: str, entry: Entry) -> None:
+    if why:
+        raise BrowseError(
+            f"'{printable(entry.path)}' is {why}, which cannot be decoded",
+            hint="mount the image and open the partition's pN.raw with a system that can",
+            path=entry.path,
+        )
 
 
 def _is_elsewhere(point: reparse.Reparse, file: Any, stream: tskentry.Stream | None) -> bool:

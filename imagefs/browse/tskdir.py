@@ -161,15 +161,15 @@ class Directories:
         return self._ntfs_names(directory) if self._facts.kind == "ntfs" else None
 
     def _ext_names(self, directory: Entry) -> Callable[[bigdir.Damage], Iterator[bigdir.Name]] | None:
-        facts = self._facts
-        with self._handle.hold(_quoted(directory)) as info:
-            file = info.open_meta(inode=tskentry.address(directory.inode))
-            stream = tskentry.data_stream(facts.kind, tskentry.streams_of(file))
-            if stream is None or stream.flags & tskentry.RESIDENT:
-                return None
-            runs = tskentry.runs_of(file, stream)
-        pieces = tskentry.pieces_of(runs, facts.block_size, size=stream.size, valid=stream.size)
-        content = MappedReader(facts.reader, stream.size, pieces, label=printable(directory.path))
+        facts, label = self._facts, printable(directory.path)
+        inode = facts.ext.get(int(directory.inode)) if facts.ext is not None else None
+        if facts.ext is None or inode is None:
+            return None
+        self._handle.check_open()
+        pieces = facts.ext.pieces(inode, label)
+        if pieces is None:
+            return None
+        content = MappedReader(facts.reader, inode.size, pieces, label=label)
         return lambda damage: bigdir.ext_names(content, facts.block_size, damage)
 
     def _ntfs_names(self, directory: Entry) -> Callable[[bigdir.Damage], Iterator[bigdir.Name]] | None:

@@ -50,6 +50,11 @@ class Handle:
         ``what`` names in errors what is being read."""
         return Hold(self, what)
 
+    def check_open(self) -> None:
+        """For what is read without TSK. Raises BrowseError after ``close``."""
+        if self.info is None:
+            raise BrowseError("the file system is closed")
+
     def close(self) -> None:
         with self.lock:
             self.info = None
@@ -66,9 +71,11 @@ class Hold:
     def __enter__(self) -> Any:
         handle = self._handle
         handle.lock.acquire()
-        if handle.info is None:
+        try:
+            handle.check_open()
+        except BrowseError:
             handle.lock.release()
-            raise BrowseError("the file system is closed")
+            raise
         handle.image.error = None
         return handle.info
 

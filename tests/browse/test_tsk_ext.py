@@ -308,3 +308,21 @@ def test_a_full_directory_is_listed_and_searched(tmp_path: Path) -> None:
     assert ours.keys() == {b"/d/" + name for name in os.listdir(os.fsencode(root / "d"))}
     assert ours.items() <= fls(path).items(), "fls takes the hash tree for a name or two more"
     assert fs.lookup(b"/d/001299 " + b"long " * 40).type is EntryType.FILE
+
+
+def test_a_sparse_file_behind_a_triple_indirect_block(tmp_path: Path) -> None:
+    """TSK walks every block there could be between two that are: minutes for a gigabyte."""
+    root = tmp_path / "root"
+    root.mkdir()
+    parts = {0: b"start", 3 << 30: pattern(40_000), (5 << 30) - 7: b"the end"}
+    with (root / "sparse").open("wb") as file:
+        for at, data in parts.items():
+            file.seek(at)
+            file.write(data)
+    volume = make_ext(tmp_path / "ext2", root, kind="ext2")
+    fs = open_filesystem(FileReader(volume))
+    reader = fs.open(fs.lookup(b"/sparse"))
+    assert reader.size == 5 << 30
+    for at, data in parts.items():
+        assert reader.read_at(at, len(data)) == data
+        assert reader.read_at(at + len(data), 100) == bytes(min(100, reader.size - at - len(data)))
