@@ -11,7 +11,6 @@ from imagefs.block.devices import DeviceReader, StreamSource, open_source
 from imagefs.block.usage import check_not_mounted_rw, lies_on
 from imagefs.cli.command import common
 from imagefs.cli.console import Console, default_set
-from imagefs.cli.sets import print_findings
 from imagefs.cli.text import size_text
 from imagefs.errors import ImagefsError, SourceError, UsageError
 from imagefs.format.codec import MAX_LEVEL, MIN_LEVEL
@@ -191,7 +190,7 @@ def _verify(console: Console, store: LocalStore, result: CaptureResult, threads:
         report = verify_image(
             catalog, catalog.by_uuid[result.info.uuid], level="data", threads=threads, progress=progress
         )
-    print_findings(console, report)
+    console.findings(report.findings, report.dropped)
     if not report.ok:
         console.exit_code = 4
     else:

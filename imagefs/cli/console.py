@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from imagefs.cli.text import duration_text, size_text
+from imagefs.cli.text import duration_text, one_line, size_text
 from imagefs.errors import ImagefsError, UsageError
-from imagefs.interfaces import NoProgress, Progress
+from imagefs.interfaces import Finding, NoProgress, Progress
 from imagefs.version import VERSION
 
 #: A job shorter than this shows no progress.
@@ -66,6 +66,17 @@ class Console:
         self._stream_open = False
         print('\n], "complete": true}')
         return count
+
+    def findings(self, found: Iterable[Finding], dropped: int) -> None:
+        """A line for each finding, and how many more there were; nothing with ``--json``."""
+        for each in found:
+            place = ""
+            if each.chunk is not None and each.offset is not None and each.length is not None:
+                last = each.offset + each.length - 1
+                place = f" (chunk {each.chunk}, bytes {each.offset} to {last})"
+            self.line(f"{each.severity}: {one_line(each.message)}{place}")
+        if dropped:
+            self.line(f"and {dropped} more findings")
 
     # -- stderr -----------------------------------------------------------------------------------
 

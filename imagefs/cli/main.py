@@ -8,18 +8,13 @@ import signal
 import sys
 import traceback
 from collections.abc import Sequence
+from importlib import import_module
 
 import click
 
 from imagefs.block.linux import allow_many_files, keep_freed_memory
-from imagefs.cli.browse import cat, find, ls, stat
-from imagefs.cli.capture import capture
 from imagefs.cli.command import Terminated, catch_signals, say_exit
 from imagefs.cli.console import Console
-from imagefs.cli.get import get
-from imagefs.cli.mount import mount, umount
-from imagefs.cli.sets import delete, info, list_command, verify
-from imagefs.cli.transfer import clone, restore
 from imagefs.errors import ImagefsError, UsageError
 from imagefs.version import VERSION
 
@@ -40,8 +35,45 @@ EPILOG = (
 )
 
 
+#: Where each command lives. They are imported when they are called: half of what a short command
+#: would take is the import of the others.
+COMMANDS = {
+    "capture": ("imagefs.cli.capture", "capture"),
+    "list": ("imagefs.cli.sets", "list_command"),
+    "info": ("imagefs.cli.sets", "info"),
+    "verify": ("imagefs.cli.sets", "verify"),
+    "delete": ("imagefs.cli.sets", "delete"),
+    "restore": ("imagefs.cli.transfer", "restore"),
+    "clone": ("imagefs.cli.transfer", "clone"),
+    "mount": ("imagefs.cli.mount", "mount"),
+    "umount": ("imagefs.cli.mount", "umount"),
+    "ls": ("imagefs.cli.browse", "ls"),
+    "cat": ("imagefs.cli.browse", "cat"),
+    "stat": ("imagefs.cli.browse", "stat"),
+    "find": ("imagefs.cli.browse", "find"),
+    "get": ("imagefs.cli.get", "get"),
+}
+
+
+class Commands(click.Group):
+    """The group of COMMANDS, in their order."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module, name = COMMANDS[cmd_name]
+        command: click.Command = getattr(import_module(module), name)
+        return command
+
+
 @click.group(
-    invoke_without_command=True, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]}
+    cls=Commands,
+    invoke_without_command=True,
+    epilog=EPILOG,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 @click.version_option(VERSION, prog_name="imagefs")
 @click.pass_context
@@ -49,12 +81,6 @@ def main(context: click.Context) -> None:
     """Disk images that form chains: capture, mount read-only, browse, verify, restore, clone."""
     if context.invoked_subcommand is None:
         click.echo(WELCOME)
-
-
-for _command in (
-    capture, list_command, info, verify, delete, restore, clone, mount, umount, ls, cat, stat, find, get
-):  # fmt: skip
-    main.add_command(_command)
 
 
 def run(arguments: Sequence[str] | None = None) -> None:

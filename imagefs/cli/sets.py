@@ -12,7 +12,7 @@ from imagefs.block.devices import open_source
 from imagefs.cli.command import common
 from imagefs.cli.console import Console, default_set
 from imagefs.cli.facts import image_document, image_row
-from imagefs.cli.text import age_text, quote, size_text, time_text
+from imagefs.cli.text import age_text, one_line, quote, size_text, time_text
 from imagefs.cli.wiring import choose_image, open_disk, open_set
 from imagefs.errors import ChainError, UsageError
 from imagefs.image.catalog import Catalog, ImageInfo, scan
@@ -130,7 +130,7 @@ def info(console: Console, image: str | None) -> None:
 def _info_lines(console: Console, catalog: Catalog, found: ImageInfo, facts: dict[str, Any]) -> list[str]:
     source = facts["source"] if isinstance(facts["source"], dict) else {}
     children = ", ".join(child.id[:8] for child in catalog.children(found)) or "none"
-    described = ", ".join(f"{key} {_one_line(value)}" for key, value in sorted(source.items()))
+    described = ", ".join(f"{key} {one_line(value)}" for key, value in sorted(source.items()))
     rows = [
         ("image", f"{facts['id']}  ({facts['kind']}, mode {facts['mode']})"),
         ("file", quote(os.fsencode(facts["path"]))),
@@ -146,8 +146,8 @@ def _info_lines(console: Console, catalog: Catalog, found: ImageInfo, facts: dic
         ("image size", f"{facts['stored_bytes']} bytes ({size_text(facts['stored_bytes'])})"),
         ("chunks", f"{facts['chunk_size']} bytes, zstd level {facts['level']}, BLAKE3-256"),
         ("source", described or "unknown"),
-        ("tool", _one_line(facts["tool"])),
-        ("note", _one_line(facts["note"]) or "-"),
+        ("tool", one_line(facts["tool"])),
+        ("note", one_line(facts["note"]) or "-"),
         ("chain", " → ".join(layer[:8] for layer in facts["chain"])),
         ("needed by", children),
         ("seal", facts["seal"]),
@@ -165,13 +165,8 @@ def _states_text(states: dict[str, int]) -> str:
 
 def _volume_line(row: dict[str, Any]) -> str:
     words = (row["filesystem"], row["label"], row["role"], row["name"])
-    shown = "  ".join(_one_line(word) for word in words if word)
+    shown = "  ".join(one_line(word) for word in words if word)
     return f"  {row['id']:<4} {size_text(row['length']):>10} at {row['start']}  {shown}"
-
-
-def _one_line(value: object) -> str:
-    """Text that came out of an image, made safe for a terminal."""
-    return "".join(char if char.isprintable() else "?" for char in str(value))
 
 
 # -- verify ---------------------------------------------------------------------------------------
@@ -239,27 +234,13 @@ def _say_report(console: Console, report: VerifyReport, against: str | None) -> 
             "findings_not_listed": report.dropped,
         }
     )
-    print_findings(console, report)
+    console.findings(report.findings, report.dropped)
     if not report.ok:
         console.exit_code = 4
         return
     count = len(report.images)
     same = f"; the same as {against}" if against else ""
     console.line(f"ok: {count} image{'s' if count != 1 else ''} verified, level {report.level}{same}")
-
-
-def print_findings(console: Console, report: VerifyReport) -> None:
-    """A line for each finding, and how many more there were."""
-    for finding in report.findings:
-        console.line(f"{finding.severity}: {_one_line(finding.message)}{_place(finding)}")
-    if report.dropped:
-        console.line(f"and {report.dropped} more findings")
-
-
-def _place(finding: Finding) -> str:
-    if finding.chunk is None or finding.offset is None or finding.length is None:
-        return ""
-    return f" (chunk {finding.chunk}, bytes {finding.offset} to {finding.offset + finding.length - 1})"
 
 
 def _finding_row(finding: Finding) -> dict[str, Any]:

@@ -91,3 +91,8 @@ def valid_text(name: bytes) -> str | None:
         return name.decode("utf-8")
     except UnicodeDecodeError:
         return None
+
+
+def one_line(value: object) -> str:
+    """Text that came out of an image, made safe for a terminal."""
+    return "".join(char if char.isprintable() else "?" for char in str(value))

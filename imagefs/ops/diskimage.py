@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Self
 
 from imagefs.block.views import ReaderFile, SliceReader
-from imagefs.browse import open_filesystem
 from imagefs.errors import BrowseError, IntegrityError
 from imagefs.image.catalog import ImageInfo
 from imagefs.image.disk import VirtualDisk
@@ -123,6 +122,8 @@ class DiskImage:
 
     def filesystem(self, number: int) -> FileSystem:
         """The file system of volume ``number``, closed with this image. Raises BrowseError."""
+        from imagefs.browse import open_filesystem  # with TSK, which verify and restore do not need
+
         opened = open_filesystem(self.volume_reader(self.volume(number)))
         with self._lock:
             self._open.append(opened)
