@@ -43,20 +43,10 @@ def digest_of(data: bytes | memoryview) -> bytes:
     return blake3(data).digest()
 
 
-def compress(plains: Sequence[bytes | memoryview], level: int) -> list[tuple[int, bytes]]:
-    """(codec, stored bytes) of each: zstd at ``level``, or raw where zstd does not make it smaller.
-
-    All in one call of the library: between chunks the interpreter's lock is not taken, and waiting
-    for that lock was a third of a capture's time.
-    """
-    if not plains:
-        return []
-    found = _compressor(level).multi_compress_to_buffer(list(plains), threads=2)
-    stored = [found[i].tobytes() for i in range(len(plains))]
-    return [
-        (CODEC_ZSTD, small) if len(small) < len(plain) else (CODEC_RAW, bytes(plain))
-        for plain, small in zip(plains, stored, strict=True)
-    ]
+def compress(plain: bytes | memoryview, level: int) -> tuple[int, bytes]:
+    """(codec, stored bytes): zstd at ``level``, or raw where zstd does not make it smaller."""
+    stored = _compressor(level).compress(plain)
+    return (CODEC_ZSTD, stored) if len(stored) < len(plain) else (CODEC_RAW, bytes(plain))
 
 
 def decompress(codec: int, stored: bytes | memoryview, plain_length: int) -> bytes:
@@ -132,16 +122,11 @@ def encode_frame(header: FrameHeader) -> bytes:
     return data + zlib.crc32(data).to_bytes(4, "little")
 
 
-def make_frames(
-    chunks: Sequence[tuple[int, bytes | memoryview, bytes]], level: int
-) -> list[tuple[int, bytes]]:
-    """(codec, whole frame) for each (chunk_no, plain bytes, digest)."""
-    frames = []
-    packed = compress([plain for _, plain, _ in chunks], level)
-    for (chunk_no, plain, digest), (codec, stored) in zip(chunks, packed, strict=True):
-        header = FrameHeader(chunk_no, codec, len(plain), len(stored), digest, zlib.crc32(stored))
-        frames.append((codec, encode_frame(header) + stored))
-    return frames
+def make_frame(chunk_no: int, plain: bytes | memoryview, digest: bytes, level: int) -> tuple[int, bytes]:
+    """(codec, whole frame) of a chunk whose BLAKE3-256 is ``digest``."""
+    codec, stored = compress(plain, level)
+    header = FrameHeader(chunk_no, codec, len(plain), len(stored), digest, zlib.crc32(stored))
+    return codec, encode_frame(header) + stored
 
 
 def decode_frame_header(data: bytes | memoryview) -> FrameHeader:

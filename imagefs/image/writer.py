@@ -108,7 +108,7 @@ class ImageWriter:
         return self._out.position
 
     def store(self, chunk_no: int, codec: int, frame: bytes, digest: bytes) -> None:
-        """The next chunk is stored: ``frame`` is header and stored bytes as ``make_frames`` gives them."""
+        """The next chunk is stored: ``frame`` is header and stored bytes as ``make_frame`` gives them."""
         self._begin(State.STORED, chunk_no, 1)
         pending = self._pending
         pending.chunk_no.append(chunk_no)

@@ -16,7 +16,7 @@ from imagefs.block.devices import DeviceReader, StreamSource
 from imagefs.block.foreign import ForeignImage, identify
 from imagefs.block.views import BytesReader, extents_of
 from imagefs.errors import ChainError, FormatError, SourceError, StoreFull, UsageError
-from imagefs.format.codec import digest_of, make_frames
+from imagefs.format.codec import digest_of, make_frame
 from imagefs.format.fields import check_chunk_size
 from imagefs.format.header import Header, Kind, Mode
 from imagefs.format.trailer import Summary
@@ -35,6 +35,7 @@ KIB, TIB = 1024, 2**40
 CHUNK_SIZES = ((4 * TIB, 256 * KIB), (1 * TIB, 128 * KIB), (0, 64 * KIB))
 
 Source = DeviceReader | StreamSource
+_STORED, _ABSENT = bytes([State.STORED]), bytes([State.ABSENT])
 
 
 @dataclass(frozen=True, slots=True)
@@ -418,34 +419,45 @@ class _Job:
         return min(self._parent.size, 2**63 if self.size is None else self.size) // self._chunk
 
     def _pieces(self, batch: Batch) -> Iterator[Piece]:
-        """The pieces of a batch in order; what has to be stored is compressed in one go.
+        """The pieces of a batch in order. Where nothing changed since the parent it is a single one."""
+        first, count = batch.first, batch.count
+        states, known = self._parents(first, count)
+        plains, digests = [], []
+        for state, plain in zip(states, self._plains(batch), strict=True):
+            zero = state != State.STORED and self._is_zero(plain)
+            plains.append(plain)
+            digests.append(b"" if zero else digest_of(plain))
+        joined = b"".join(digests)
+        if joined == known and states == _STORED * count:
+            yield Piece(State.STORED, first, count, absent=True, digests=joined)
+            return
+        same = [
+            state == State.STORED and digest == known[32 * i : 32 * i + 32]
+            for i, (state, digest) in enumerate(zip(states, digests, strict=True))
+        ]
+        yield from self._told_apart(first, plains, digests, same)
 
-        Zero and absent chunks are joined: of an unchanged disk a batch becomes a single piece.
-        """
-        first = batch.first
-        states, digests = self._parents(first, batch.count)
-        pieces: list[Piece] = []
-        fresh: list[tuple[int, bytes | memoryview, bytes]] = []
-        for i, plain in enumerate(self._plains(batch)):
-            if self._is_zero(plain):
-                pieces.append(Piece(State.ZERO, first + i, 1, alone=len(plain) < self._chunk))
-                continue
-            digest = digest_of(plain)
-            absent = states[i] == State.STORED and digests[i] == digest
-            pieces.append(Piece(State.STORED, first + i, 1, absent=absent, digests=digest))
-            if not absent:
-                fresh.append((first + i, plain, digest))
-        frames = iter(make_frames(fresh, self._header.level))
-        for (state, absent, alone), group in groupby(pieces, lambda it: (it.state, it.absent, it.alone)):
-            same = list(group)
-            if state is State.ZERO:
-                yield from self._zero_pieces(Piece(state, same[0].first, len(same), alone=alone))
+    def _told_apart(
+        self, first: int, plains: list[bytes | memoryview], digests: list[bytes], same: list[bool]
+    ) -> Iterator[Piece]:
+        """Absent, zero and stored chunks of a batch; neighbours that are absent or zero are joined."""
+
+        def kind(i: int) -> tuple[bool, bool, bool]:
+            zero = not same[i] and (not digests[i] or self._is_zero(plains[i]))
+            return same[i], zero, zero and len(plains[i]) < self._chunk
+
+        for (absent, zero, alone), group in groupby(range(len(plains)), kind):
+            numbers = list(group)
+            start, count = first + numbers[0], len(numbers)
+            if zero:
+                yield from self._zero_pieces(Piece(State.ZERO, start, count, alone=alone))
             elif absent:
-                joined = b"".join(piece.digests for piece in same)
-                yield Piece(state, same[0].first, len(same), absent=True, digests=joined)
+                joined = b"".join(digests[i] for i in numbers)
+                yield Piece(State.STORED, start, count, absent=True, digests=joined)
             else:
-                for piece, (codec, frame) in zip(same, frames, strict=False):
-                    yield Piece(state, piece.first, 1, digests=piece.digests, codec=codec, frame=frame)
+                for i in numbers:
+                    codec, frame = make_frame(first + i, plains[i], digests[i], self._header.level)
+                    yield Piece(State.STORED, first + i, 1, digests=digests[i], codec=codec, frame=frame)
 
     def _is_zero(self, plain: bytes | memoryview) -> bool:
         """Whether a chunk is all zeros; two bytes settle nearly all that are not."""
@@ -453,16 +465,15 @@ class _Job:
             return False
         return bytes(plain) == (self._zeros if len(plain) == self._chunk else bytes(len(plain)))
 
-    def _parents(self, first: int, count: int) -> tuple[list[int], list[bytes]]:
-        """The parent's states and digests of the chunks; ABSENT where none may be inherited."""
-        states, digests = [int(State.ABSENT)] * count, [b""] * count
+    def _parents(self, first: int, count: int) -> tuple[bytes, bytes]:
+        """The parent's states of the chunks (a byte each; ABSENT where none may be inherited) and
+        their digests (32 bytes each)."""
         shared = max(0, min(count, self._shared() - first))
-        if self._parent is not None and shared:
-            found, column = self._parent.states_and_digests(first, shared)
-            states[:shared] = found.tolist()
-            raw = column.tobytes()
-            digests[:shared] = [raw[32 * i : 32 * i + 32] for i in range(shared)]
-        return states, digests
+        if self._parent is None or not shared:
+            return _ABSENT * count, bytes(32 * count)
+        states, digests = self._parent.states_and_digests(first, shared)
+        rest = count - shared
+        return states.tobytes() + _ABSENT * rest, digests.tobytes() + bytes(32 * rest)
 
 
 def _name_space(error: StoreFull, job: _Job, position: int) -> StoreFull:

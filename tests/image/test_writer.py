@@ -17,7 +17,7 @@ from imagefs.format.checkpoint import (
     Checkpoint,
     decode_checkpoint,
 )
-from imagefs.format.codec import FRAME_SIZE, digest_of, make_frames
+from imagefs.format.codec import FRAME_SIZE, digest_of, make_frame
 from imagefs.format.fields import TAIL_SIZE
 from imagefs.format.header import Header, Kind
 from imagefs.format.index import decode_block
@@ -64,7 +64,7 @@ def start(store: MemoryStore | None = None, **changes: object) -> tuple[MemorySt
 
 def put(writer: ImageWriter, chunk_no: int, plain: bytes) -> None:
     digest = digest_of(plain)
-    ((codec, frame),) = make_frames([(chunk_no, plain, digest)], 1)
+    codec, frame = make_frame(chunk_no, plain, digest, 1)
     writer.store(chunk_no, codec, frame, digest)
 
 
@@ -339,7 +339,7 @@ def test_resume_is_possible(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
         assert runs == {chunk_no: states[chunk_no] for chunk_no in had_states}
         for chunk_no, (offset, length, codec, digest) in rows.items():
             assert digest == digest_of(stored[chunk_no])
-            ((_, frame),) = make_frames([(chunk_no, stored[chunk_no], digest)], 1)
+            _, frame = make_frame(chunk_no, stored[chunk_no], digest, 1)
             assert data[offset : offset + FRAME_SIZE + length] == frame
             assert codec == frame[4]
     assert disk_bytes(scan(store), scan(store).images[0])[:600] == (stored.get(0) or bytes(600))[:600]

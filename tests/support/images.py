@@ -16,7 +16,7 @@ from uuid import UUID, uuid4
 from blake3 import blake3
 
 from imagefs.block.devices import StreamSource, open_source
-from imagefs.format.codec import FRAME_SIZE, digest_of, make_frames
+from imagefs.format.codec import FRAME_SIZE, digest_of, make_frame
 from imagefs.format.extents import encode_runs, make_runs
 from imagefs.format.header import Header, Kind, encode_header
 from imagefs.format.index import DirectoryEntry, Rows, encode_block, encode_directory, make_rows
@@ -212,7 +212,7 @@ class Craft:
     def _append_frames(self, out: bytearray) -> Rows:
         frames = self.frames
         if frames is None:
-            frames = make_frames([(number, data, digest_of(data)) for number, data in self.chunks], 1)
+            frames = [make_frame(number, data, digest_of(data), 1) for number, data in self.chunks]
         places = []
         for _, frame in frames:
             places.append(len(out))
