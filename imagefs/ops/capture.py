@@ -35,6 +35,10 @@ KIB, TIB = 1024, 2**40
 CHUNK_SIZES = ((4 * TIB, 256 * KIB), (1 * TIB, 128 * KIB), (0, 64 * KIB))
 
 Source = DeviceReader | StreamSource
+#: A batch of a device: larger than a stream's, which has to come first, so fewer are handed over.
+_DEVICE_BATCH = 4 * BATCH_BYTES
+#: Chunk sizes are powers of two, so it is whole chunks, or less than one.
+_READ_BYTES = 512 * KIB
 _STORED, _ABSENT = bytes([State.STORED]), bytes([State.ABSENT])
 
 
@@ -271,7 +275,7 @@ def _summary(header: Header, options: CaptureOptions, volumes: list[dict[str, An
 class Batch:
     """``count`` chunks from ``first`` on, ``length`` bytes of the disk.
 
-    ``data`` is what a stream gave. Of a device the worker reads it, chunk by chunk, so that each is
+    ``data`` is what a stream gave. Of a device the worker reads it, piece by piece, so that each is
     hashed while it is in that core's cache; ``holes`` says that all of it is known to be zero.
     """
 
@@ -352,7 +356,7 @@ class _Job:
         """The whole disk in order; stretches that the source knows to be zero are not read."""
         assert isinstance(self._source, DeviceReader)
         size, chunk = self._source.size, self._chunk
-        chunks, per_batch = -(-size // chunk), max(1, BATCH_BYTES // chunk)
+        chunks, per_batch = -(-size // chunk), max(1, _DEVICE_BATCH // chunk)
         position = 0
         for extent in extents_of(self._source, 0, size):
             if extent.state is not State.STORED:
@@ -388,14 +392,20 @@ class _Job:
             return batch, list(self._zero_pieces(Piece(State.ZERO, batch.first, batch.count)))
         return batch, list(self._pieces(batch))
 
-    def _plains(self, batch: Batch) -> Iterator[bytes | memoryview]:
+    def _plains(self, batch: Batch) -> Iterator[memoryview]:
         """The chunks of ``batch`` in order: read now, or cut out of what the stream gave."""
-        for i in range(batch.count):
-            if batch.data is not None:
-                yield memoryview(batch.data)[i * self._chunk : (i + 1) * self._chunk]
-            else:
-                assert isinstance(self._source, DeviceReader)
-                yield self._source.read_at((batch.first + i) * self._chunk, self._chunk)
+        chunk, start = self._chunk, batch.first * self._chunk
+        for data in (batch.data,) if batch.data is not None else self._read(start, batch.length):
+            view = memoryview(data)
+            for at in range(0, len(view), chunk):
+                yield view[at : at + chunk]
+
+    def _read(self, start: int, length: int) -> Iterator[bytes]:
+        """Whole chunks of a device, in pieces that stay in a core's cache until they are hashed."""
+        assert isinstance(self._source, DeviceReader)
+        step = max(_READ_BYTES, self._chunk)
+        for at in range(0, length, step):
+            yield self._source.read_at(start + at, min(step, length - at))
 
     def _zero_pieces(self, zeros: Piece) -> Iterator[Piece]:
         """Zero chunks, split where the parent's are zero too and where they are not."""
@@ -438,7 +448,7 @@ class _Job:
         yield from self._told_apart(first, plains, digests, same)
 
     def _told_apart(
-        self, first: int, plains: list[bytes | memoryview], digests: list[bytes], same: list[bool]
+        self, first: int, plains: list[memoryview], digests: list[bytes], same: list[bool]
     ) -> Iterator[Piece]:
         """Absent, zero and stored chunks of a batch; neighbours that are absent or zero are joined."""
 
@@ -459,7 +469,7 @@ class _Job:
                     codec, frame = make_frame(first + i, plains[i], digests[i], self._header.level)
                     yield Piece(State.STORED, first + i, 1, digests=digests[i], codec=codec, frame=frame)
 
-    def _is_zero(self, plain: bytes | memoryview) -> bool:
+    def _is_zero(self, plain: memoryview) -> bool:
         """Whether a chunk is all zeros; two bytes settle nearly all that are not."""
         if plain[0] or plain[len(plain) // 2]:
             return False

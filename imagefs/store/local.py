@@ -16,6 +16,7 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+from imagefs.block.linux import start_writeback
 from imagefs.block.views import clamp
 from imagefs.errors import StoreError, StoreFull
 from imagefs.interfaces import ObjectInfo
@@ -23,6 +24,8 @@ from imagefs.interfaces import ObjectInfo
 PARTIAL = ".partial"
 LOCK_NAME = ".lock"
 BUFFER = 1024 * 1024
+#: What has been written so far is sent on its way to the disk each time so much has come together.
+WRITEBACK = 16 * 1024 * 1024
 #: writev takes no more buffers at once (IOV_MAX).
 MAX_PARTS = 1024
 AT_FDCWD = -100
@@ -172,7 +175,7 @@ class LocalWriter:
         self._path = path
         self._partial = path.with_name(path.name + PARTIAL)
         self._parts: list[bytes | memoryview] = []
-        self._waiting = self._written = 0
+        self._waiting = self._written = self._sent = 0
         self._broken = False
         try:
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
@@ -235,6 +238,9 @@ class LocalWriter:
         except OSError as error:
             self._broken = True
             raise _failed("write", self._path, error) from error
+        if self._written - self._sent >= WRITEBACK:
+            start_writeback(self._fd, self._sent, self._written - self._sent)
+            self._sent = self._written
 
     def _close(self) -> None:
         os.close(self._fd)

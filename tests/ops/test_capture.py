@@ -434,7 +434,7 @@ def test_a_source_that_changes_under_our_hands(
 )
 @pytest.mark.parametrize("before_last", [0, 1, 5])
 def test_a_source_that_fails(store: MemoryStore, path: Path, error: BaseException, before_last: int) -> None:
-    """The first reads only look whose disk it is; the last six are the capture's."""
+    """The first reads only look whose disk it is; the last are the capture's."""
 
     def fail() -> None:
         raise error
@@ -445,7 +445,7 @@ def test_a_source_that_fails(store: MemoryStore, path: Path, error: BaseExceptio
     source = WatchedSource(path, at=at, act=fail)
     with pytest.raises(type(error)):
         watched(store, source)
-    assert len(source.reads) == at
+    assert at <= len(source.reads) <= len(sound.reads), "the other workers may finish their batch"
     assert store.objects == store.unfinished == {}
     store.lock().release()
     assert not [thread for thread in threading.enumerate() if thread.name.startswith(("pump", "read-ahead"))]
