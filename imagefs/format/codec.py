@@ -8,13 +8,12 @@ from __future__ import annotations
 import struct
 import threading
 import zlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import zstandard
 from blake3 import blake3
 
-from imagefs.errors import FormatError, ImagefsError, IntegrityError
+from imagefs.errors import FormatError, IntegrityError
 from imagefs.format.fields import check, check_crc
 from imagefs.format.header import CODEC_RAW, CODEC_ZSTD
 
@@ -68,42 +67,6 @@ def decompress(codec: int, stored: bytes | memoryview, plain_length: int) -> byt
         return _decompressor().decompress(stored, max_output_size=plain_length, allow_extra_data=False)
     except zstandard.ZstdError as error:
         raise IntegrityError("a compressed chunk does not decode") from error
-
-
-def decompress_many(jobs: Sequence[tuple[int, memoryview, int]]) -> list[bytes | ImagefsError]:
-    """What ``decompress`` gives for each (codec, stored bytes, plain length), or the error it raises.
-
-    Sound zstd frames are decoded in one call of the library, for the reason ``compress`` gives.
-    """
-    sizes = [plain_length for _, _, plain_length in jobs]
-    if len(jobs) > 1 and all(map(_is_plain_zstd, jobs)):
-        try:
-            found = _decompressor().multi_decompress_to_buffer(
-                [stored for _, stored, _ in jobs],
-                decompressed_sizes=struct.pack(f"={len(sizes)}Q", *sizes),
-                threads=2,
-            )
-            plains = [found[i].tobytes() for i in range(len(jobs))]
-            if [len(plain) for plain in plains] == sizes:
-                return list(plains)
-        except (zstandard.ZstdError, ValueError):
-            pass  # one by one, to tell which of them it was
-    return [_decompress_or_error(*job) for job in jobs]
-
-
-def _is_plain_zstd(job: tuple[int, memoryview, int]) -> bool:
-    codec, stored, plain_length = job
-    try:
-        return codec == CODEC_ZSTD and zstandard.frame_content_size(stored) == plain_length
-    except zstandard.ZstdError:
-        return False
-
-
-def _decompress_or_error(codec: int, stored: memoryview, plain_length: int) -> bytes | ImagefsError:
-    try:
-        return decompress(codec, stored, plain_length)
-    except ImagefsError as error:
-        return error
 
 
 def encode_frame(header: FrameHeader) -> bytes:

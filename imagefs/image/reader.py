@@ -10,7 +10,7 @@ import numpy as np
 
 from imagefs.block.cache import BlockCache
 from imagefs.errors import ImagefsError, IntegrityError, StoreError
-from imagefs.format.codec import FRAME_SIZE, FrameHeader, decode_frame_header, decompress_many, digest_of
+from imagefs.format.codec import FRAME_SIZE, FrameHeader, decode_frame_header, decompress, digest_of
 from imagefs.format.extents import I64, Runs, decode_runs
 from imagefs.format.fields import MAX_CHUNK_SIZE, TAIL_SIZE, check
 from imagefs.format.header import PREAMBLE, Header, decode_header, header_length
@@ -253,19 +253,21 @@ class ImageReader:
     def _read_rows(self, rows: Rows, i: int, end: int, chunk_no: int) -> list[bytes | ImagefsError]:
         """Chunks ``chunk_no`` … from rows ``i`` to before ``end`` of one index block."""
         spans = self._stored_bytes(rows, i, end)
-        jobs = [
-            (int(rows.codec[i + k]), stored, self.plain_length(chunk_no + k))
-            for k, stored in enumerate(spans)
-        ]
-        plains = decompress_many(jobs)
-        for k, plain in enumerate(plains):
-            if rows.chunk_no[i + k] != chunk_no + k:
-                plains[k] = self.bad(chunk_no + k, "the index holds another chunk in its place")
-            elif isinstance(plain, ImagefsError):
-                plains[k] = self.bad(chunk_no + k, plain.message)
-            elif digest_of(plain) != rows.digest[i + k].tobytes():
-                plains[k] = self.bad(chunk_no + k, "its digest does not match")
-        return plains
+        found: list[bytes | ImagefsError] = []
+        for k, stored in enumerate(spans, i):
+            try:
+                found.append(self._decoded(rows, k, stored, chunk_no + k - i))
+            except ImagefsError as error:
+                found.append(self.bad(chunk_no + k - i, error.message))
+        return found
+
+    def _decoded(self, rows: Rows, k: int, stored: memoryview, chunk_no: int) -> bytes:
+        """Row ``k`` decoded and checked; one chunk at a time, so that it is hashed while in the CPU's cache."""
+        check(int(rows.chunk_no[k]) == chunk_no, "the index holds another chunk in its place")
+        plain = decompress(int(rows.codec[k]), stored, self.plain_length(chunk_no))
+        if digest_of(plain) != rows.digest[k].tobytes():
+            raise IntegrityError("its digest does not match")
+        return plain
 
     def _stored_bytes(self, rows: Rows, i: int, end: int) -> list[memoryview]:
         """The stored bytes of rows ``i`` to before ``end``; neighbouring frames in one read."""
