@@ -8,12 +8,30 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Hashable
 from typing import Generic, TypeVar
 
 Key = TypeVar("Key", bound=Hashable)
 Value = TypeVar("Value")
+
+
+class _Making(Generic[Value]):
+    """A block that one thread is making; a tenth of what a Future costs."""
+
+    __slots__ = ("error", "ready", "value")
+
+    def __init__(self) -> None:
+        self.value: Value | None = None
+        self.error: BaseException | None = None
+        self.ready = threading.Lock()
+        self.ready.acquire()
+
+    def wait(self) -> Value:
+        with self.ready:
+            if self.error is not None:
+                raise self.error
+            assert self.value is not None
+            return self.value
 
 
 class BlockCache(Generic[Key, Value]):
@@ -24,7 +42,7 @@ class BlockCache(Generic[Key, Value]):
         self._weigh = weigh
         self._bytes = 0
         self._blocks: OrderedDict[Key, Value] = OrderedDict()
-        self._pending: dict[Key, Future[Value]] = {}
+        self._pending: dict[Key, _Making[Value]] = {}
         self._lock = threading.Lock()
 
     @property
@@ -41,63 +59,31 @@ class BlockCache(Generic[Key, Value]):
             if found is not None:
                 self._blocks.move_to_end(key)
                 return found
-        return self.get_many([key], lambda _keys: [make()])[0]
-
-    def get_many(
-        self, keys: Sequence[Key], make: Callable[[list[Key]], Sequence[Value | Exception]]
-    ) -> list[Value]:
-        """The blocks of ``keys``; ``make`` is called once with those that are neither here nor under way.
-
-        It gives a block or an exception for each. The first exception among ``keys`` is raised.
-        """
-        values: dict[Key, Value] = {}
-        waiting: dict[Key, Future[Value]] = {}
-        mine: list[Key] = []
-        with self._lock:
-            for key in keys:
-                found = self._blocks.get(key)
-                if found is not None:
-                    self._blocks.move_to_end(key)
-                    values[key] = found
-                    continue
-                if key not in self._pending:
-                    self._pending[key] = Future()
-                    mine.append(key)
-                waiting[key] = self._pending[key]
-        if mine:
-            self._make(mine, make, [waiting[key] for key in mine])
-        return [values[key] if key in values else waiting[key].result() for key in keys]
+            making = self._pending.get(key)
+            if making is None:
+                mine = self._pending[key] = _Making()
+        if making is not None:
+            return making.wait()
+        try:
+            mine.value = value = make()
+            self._keep(key, value)
+            return value
+        except BaseException as error:
+            mine.error = error
+            raise
+        finally:
+            with self._lock:
+                del self._pending[key]
+            mine.ready.release()
 
     def clear(self) -> None:
         with self._lock:
             self._blocks.clear()
             self._bytes = 0
 
-    def _make(
-        self,
-        keys: list[Key],
-        make: Callable[[list[Key]], Sequence[Value | Exception]],
-        futures: list[Future[Value]],
-    ) -> None:
-        try:
-            made = make(keys)
-        except BaseException as error:
-            with self._lock:
-                for key in keys:
-                    del self._pending[key]
-            for future in futures:
-                future.set_exception(error)
-            raise
+    def _keep(self, key: Key, value: Value) -> None:
         with self._lock:
-            for key, value in zip(keys, made, strict=True):
-                del self._pending[key]
-                if not isinstance(value, Exception):
-                    self._blocks[key] = value
-                    self._bytes += self._weigh(value)
+            self._blocks[key] = value
+            self._bytes += self._weigh(value)
             while self._bytes > self.limit and len(self._blocks) > 1:
                 self._bytes -= self._weigh(self._blocks.popitem(last=False)[1])
-        for future, value in zip(futures, made, strict=True):
-            if isinstance(value, Exception):
-                future.set_exception(value)
-            else:
-                future.set_result(value)

@@ -18,7 +18,7 @@ from imagefs.interfaces import Extent, State
 
 #: Decoded chunks kept, in bytes.
 CHUNK_CACHE = 64 * 1024 * 1024
-#: Chunks decoded together.
+#: Chunks that one piece of read-ahead decodes.
 GROUP = 8
 
 
@@ -64,8 +64,7 @@ class VirtualDisk:
                 parts.append(bytes((end - first) * self.chunk_size))
                 first = end
                 continue
-            end = min(end, first + GROUP)
-            parts += self.chunks(first, end, run)
+            parts += [self.chunk(chunk_no, run) for chunk_no in range(first, end)]
             first = end
         # Only the ends can be too long: the first by what lies before, the last by what lies after.
         parts[0] = memoryview(parts[0])[inside:]
@@ -76,37 +75,15 @@ class VirtualDisk:
 
     def chunk(self, chunk_no: int, run: Run) -> bytes:
         """The plain bytes of a stored chunk, from the cache or decoded and checked."""
-        return self._cache.get(chunk_no, lambda: self._decode_one(chunk_no, run))
+        return self._cache.get(chunk_no, lambda: self._decode(chunk_no, run))
 
-    def chunks(self, first: int, end: int, run: Run) -> list[bytes]:
-        """The plain bytes of chunks ``first`` to before ``end`` of a stored run.
-
-        Those not in the cache are decoded together.
-        """
-
-        def decode(missing: list[int]) -> list[bytes | ImagefsError]:
-            if len(missing) == end - first:
-                return self._decode(first, end, run)
-            return [found for chunk_no in missing for found in self._decode(chunk_no, chunk_no + 1, run)]
-
-        return self._cache.get_many(range(first, end), decode)
-
-    def _decode_one(self, chunk_no: int, run: Run) -> bytes:
-        found = self._decode(chunk_no, chunk_no + 1, run)[0]
-        if isinstance(found, ImagefsError):
-            raise found
-        return found
-
-    def _decode(self, first: int, end: int, run: Run) -> list[bytes | ImagefsError]:
-        """Chunks of a stored run, past the cache; what is wrong with one stands in its place."""
+    def _decode(self, chunk_no: int, run: Run) -> bytes:
         layer = self.chain.layers[run.layer]
-        found = layer.read_chunks(first, run.row + first - run.first, end - first)
-        for k, plain in enumerate(found):
-            chunk_no = first + k
-            expected = min(self.chunk_size, self.size - chunk_no * self.chunk_size)
-            if isinstance(plain, bytes) and len(plain) != expected:
-                found[k] = layer.bad(chunk_no, f"it is {len(plain)} bytes long instead of {expected}")
-        return found
+        plain = layer.read_chunk(chunk_no, run.row + chunk_no - run.first)
+        expected = min(self.chunk_size, self.size - chunk_no * self.chunk_size)
+        if len(plain) != expected:
+            raise layer.bad(chunk_no, f"it is {len(plain)} bytes long instead of {expected}")
+        return plain
 
     @property
     def block_size(self) -> int:
@@ -125,8 +102,10 @@ class VirtualDisk:
 
     def make(self, first: int, end: int, /) -> None:
         """Decode a group that ``wanted`` gave into the cache; damage is told to the read that needs it."""
-        with contextlib.suppress(ImagefsError):
-            self.chunks(first, end, self._finder.find(first))
+        run = self._finder.find(first)
+        for chunk_no in range(first, end):
+            with contextlib.suppress(ImagefsError):
+                self.chunk(chunk_no, run)
 
     def run_of(self, chunk_no: int) -> Run:
         return self._finder.find(chunk_no)

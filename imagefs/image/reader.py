@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
@@ -39,8 +40,6 @@ from imagefs.interfaces import Reader, State
 INDEX_CACHE = 64 * 1024 * 1024
 #: A list of extents longer than this is not believed (it would be 64 million runs).
 MAX_SECTION = 2**30
-#: Neighbouring frames are read together up to this many bytes.
-MAX_SPAN = 4 * 1024 * 1024
 
 Value = TypeVar("Value")
 IndexCache = BlockCache[tuple[bytes, int], Rows]
@@ -232,65 +231,25 @@ class ImageReader:
 
     def locate(self, row: int) -> tuple[Rows, int]:
         """(index block, place in it) of row ``row`` of this layer."""
-        low, high = 0, len(self.directory)
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (middle, high) if self._starts[middle] <= row else (low, middle)
-        return self.block(low), row - self._starts[low]
-
-    def read_chunks(self, chunk_no: int, row: int, count: int) -> list[bytes | ImagefsError]:
-        """The plain bytes of ``count`` chunks from ``chunk_no``, which are the rows from ``row`` on.
-
-        What is wrong with one of them stands in its place. Raises StoreError.
-        """
-        found: list[bytes | ImagefsError] = []
-        while len(found) < count:
-            rows, i = self.locate(row + len(found))
-            end = min(i + count - len(found), len(rows))
-            found += self._read_rows(rows, i, end, chunk_no + len(found))
-        return found
-
-    def _read_rows(self, rows: Rows, i: int, end: int, chunk_no: int) -> list[bytes | ImagefsError]:
-        """Chunks ``chunk_no`` … from rows ``i`` to before ``end`` of one index block."""
-        spans = self._stored_bytes(rows, i, end)
-        found: list[bytes | ImagefsError] = []
-        for k, stored in enumerate(spans, i):
-            try:
-                found.append(self._decoded(rows, k, stored, chunk_no + k - i))
-            except ImagefsError as error:
-                found.append(self.bad(chunk_no + k - i, error.message))
-        return found
-
-    def _decoded(self, rows: Rows, k: int, stored: memoryview, chunk_no: int) -> bytes:
-        """Row ``k`` decoded and checked; one chunk at a time, so that it is hashed while in the CPU's cache."""
-        check(int(rows.chunk_no[k]) == chunk_no, "the index holds another chunk in its place")
-        plain = decompress(int(rows.codec[k]), stored, self.plain_length(chunk_no))
-        if digest_of(plain) != rows.digest[k].tobytes():
-            raise IntegrityError("its digest does not match")
-        return plain
-
-    def _stored_bytes(self, rows: Rows, i: int, end: int) -> list[memoryview]:
-        """The stored bytes of rows ``i`` to before ``end``; neighbouring frames in one read."""
-        offsets, lengths = rows.offset[i:end].tolist(), rows.stored_length[i:end].tolist()
-        spans: list[memoryview] = []
-        start = 0
-        for k in range(1, len(offsets) + 1):
-            here = offsets[k - 1] + FRAME_SIZE + lengths[k - 1]
-            if k < len(offsets) and offsets[k] == here and here - offsets[start] < MAX_SPAN:
-                continue
-            data = memoryview(self._reader.read_at(offsets[start], here - offsets[start]))
-            for j in range(start, k):
-                at = offsets[j] - offsets[start] + FRAME_SIZE
-                spans.append(data[at : at + lengths[j]])
-            start = k
-        return spans
+        number = bisect_right(self._starts, row) - 1
+        return self.block(number), row - self._starts[number]
 
     def read_chunk(self, chunk_no: int, row: int) -> bytes:
-        """The plain bytes of one chunk; IntegrityError when they are wrong."""
-        found = self.read_chunks(chunk_no, row, 1)[0]
-        if isinstance(found, ImagefsError):
-            raise found
-        return found
+        """The plain bytes of chunk ``chunk_no``, which is row ``row``; IntegrityError when they are wrong.
+
+        One chunk at a time, so that it is hashed while in the CPU's cache. Raises StoreError too.
+        """
+        rows, i = self.locate(row)
+        stored = self._reader.read_at(rows.offset.item(i) + FRAME_SIZE, rows.stored_length.item(i))
+        if rows.chunk_no.item(i) != chunk_no:
+            raise self.bad(chunk_no, "the index holds another chunk in its place")
+        try:
+            plain = decompress(rows.codec.item(i), stored, self.plain_length(chunk_no))
+        except ImagefsError as error:
+            raise self.bad(chunk_no, error.message) from error
+        if digest_of(plain) != rows.digest[i].tobytes():
+            raise self.bad(chunk_no, "its digest does not match")
+        return plain
 
     def digests(self, row: int, count: int) -> bytes:
         """The digests of ``count`` rows from ``row``, 32 bytes each."""

@@ -11,6 +11,7 @@ from array import array
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -22,8 +23,11 @@ from imagefs.interfaces import State
 I64 = npt.NDArray[np.int64]
 
 
-@dataclass(frozen=True, slots=True)
-class Run:
+#: State by its number.
+_STATES = [State(number) for number in range(len(State))]
+
+
+class Run(NamedTuple):
     """``count`` chunks from ``first`` in one state; stored ones are rows ``row`` … of ``layer``."""
 
     first: int
@@ -48,7 +52,11 @@ class RunTable:
 
     def run(self, i: int) -> Run:
         return Run(
-            int(self.first[i]), int(self.count[i]), State(self.state[i]), int(self.layer[i]), int(self.row[i])
+            self.first.item(i),
+            self.count.item(i),
+            _STATES[self.state.item(i)],
+            self.layer.item(i),
+            self.row.item(i),
         )
 
     def find(self, chunk_no: int) -> int:

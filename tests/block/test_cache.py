@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import random
 import threading
+import time
 from collections import Counter
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -104,60 +104,20 @@ def test_clear() -> None:
     assert cache.bytes == 0
 
 
-def test_many_are_made_together_and_only_those_that_are_missing() -> None:
-    cache, asked = cache_of(1000), []
-
-    def make(keys: list[int]) -> Sequence[bytes]:
-        asked.append(list(keys))
-        return [block(key) for key in keys]
-
-    assert cache.get_many([1, 2, 3], make) == [block(1), block(2), block(3)]
-    assert cache.get_many([3, 4, 2, 5], make) == [block(3), block(4), block(2), block(5)]
-    assert cache.get_many([5, 1], make) == [block(5), block(1)]
-    assert cache.get_many([9, 9], make) == [block(9), block(9)]
-    assert cache.get_many([], make) == []
-    assert asked == [[1, 2, 3], [4, 5], [9]]
-
-
-def test_one_bad_block_of_many() -> None:
-    """The good ones are kept; the bad one is raised, and made again when asked for again."""
-    cache = cache_of(1000)
-
-    def make(keys: list[int]) -> Sequence[bytes | Exception]:
-        return [Broken(str(key)) if key in (2, 3) else block(key) for key in keys]
-
-    with pytest.raises(Broken, match="2"):
-        cache.get_many([1, 2, 3, 4], make)
-    assert [key in cache for key in (1, 2, 3, 4)] == [True, False, False, True]
-    assert cache.get(2, lambda: block(2)) == block(2)
-
-
-def test_making_many_that_fails_altogether() -> None:
-    cache = cache_of(1000)
-
-    def fail(_: list[int]) -> Sequence[bytes]:
-        raise Broken
-
-    with pytest.raises(Broken):
-        cache.get_many([1, 2], fail)
-    assert cache.get(1, lambda: block(1)) == block(1)
-    assert cache.get_many([1, 2], lambda keys: [block(key) for key in keys]) == [block(1), block(2)]
-
-
-def test_overlapping_groups_on_many_threads() -> None:
-    """Groups that cross must not wait for each other in a ring, nor make one block twice at a time."""
+def test_overlapping_walks_on_many_threads() -> None:
+    """Walks that cross must not wait for each other in a ring, nor make one block twice at a time."""
     cache = cache_of(200)
     under_way: Counter[int] = Counter()
     lock = threading.Lock()
 
-    def make(keys: list[int]) -> Sequence[bytes]:
+    def make(key: int) -> bytes:
         with lock:
-            under_way.update(keys)
-            assert max(under_way.values()) == 1
-        found = [block(key) for key in keys]
+            under_way[key] += 1
+            assert under_way[key] == 1
+        time.sleep(0)
         with lock:
-            under_way.subtract(keys)
-        return found
+            under_way[key] -= 1
+        return block(key)
 
     def work(seed: int) -> None:
         dice = random.Random(seed)
@@ -166,7 +126,8 @@ def test_overlapping_groups_on_many_threads() -> None:
             keys = list(range(first, first + dice.randrange(1, 9)))
             if dice.random() < 0.5:
                 keys.reverse()
-            assert cache.get_many(keys, make) == [block(key) for key in keys]
+            for key in keys:
+                assert cache.get(key, lambda key=key: make(key)) == block(key)
 
     with ThreadPoolExecutor(8) as pool:
         for future in [pool.submit(work, seed) for seed in range(8)]:
