@@ -11,7 +11,6 @@ from array import array
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -27,8 +26,12 @@ I64 = npt.NDArray[np.int64]
 _STATES = [State(number) for number in range(len(State))]
 
 
-class Run(NamedTuple):
-    """``count`` chunks from ``first`` in one state; stored ones are rows ``row`` … of ``layer``."""
+@dataclass(slots=True)
+class Run:
+    """``count`` chunks from ``first`` in one state; stored ones are rows ``row`` … of ``layer``.
+
+    Not to be changed; ``frozen`` would make it five times as slow to make.
+    """
 
     first: int
     count: int

@@ -29,7 +29,7 @@ from imagefs.ops.source import describe_source, difference
 from imagefs.ops.verify import verify_image
 from imagefs.version import VERSION
 
-DEFAULT_LEVEL = 3
+DEFAULT_LEVEL = 4
 KIB, TIB = 1024, 2**40
 #: Chunk size by disk size, largest first (the table in FORMAT.md tells why).
 CHUNK_SIZES = ((4 * TIB, 256 * KIB), (1 * TIB, 128 * KIB), (0, 64 * KIB))
