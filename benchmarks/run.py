@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import compileall
 import json
 import sys
 import time
@@ -61,6 +62,9 @@ def _check(cache: Path, *, quick: bool) -> None:
     cache.mkdir(parents=True, exist_ok=True)
     if not quick and free_space(cache) < _NEEDED:
         raise BenchError(f"{cache} needs {_NEEDED >> 30} GiB of free space: give another place with --cache")
+    # What pip does with a wheel; a checkout may run under PYTHONDONTWRITEBYTECODE, for ever compiling.
+    for package in ("imagefs", "mounter"):
+        compileall.compile_dir(ROOT / package, quiet=1)
 
 
 def _about(shop: Workshop, seconds: float) -> dict[str, str]:

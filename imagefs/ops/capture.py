@@ -390,15 +390,7 @@ class _Job:
         """Runs on a worker: what becomes of each chunk of ``batch``."""
         if batch.holes:
             return batch, list(self._zero_pieces(Piece(State.ZERO, batch.first, batch.count)))
-        return batch, list(self._pieces(batch))
-
-    def _plains(self, batch: Batch) -> Iterator[memoryview]:
-        """The chunks of ``batch`` in order: read now, or cut out of what the stream gave."""
-        chunk, start = self._chunk, batch.first * self._chunk
-        for data in (batch.data,) if batch.data is not None else self._read(start, batch.length):
-            view = memoryview(data)
-            for at in range(0, len(view), chunk):
-                yield view[at : at + chunk]
+        return batch, list(_joined(self._pieces(batch)))
 
     def _read(self, start: int, length: int) -> Iterator[bytes]:
         """Whole chunks of a device, in pieces that stay in a core's cache until they are hashed."""
@@ -429,18 +421,32 @@ class _Job:
         return min(self._parent.size, 2**63 if self.size is None else self.size) // self._chunk
 
     def _pieces(self, batch: Batch) -> Iterator[Piece]:
-        """The pieces of a batch in order. Where nothing changed since the parent it is a single one."""
-        first, count = batch.first, batch.count
-        states, known = self._parents(first, count)
-        plains, digests = [], []
-        for state, plain in zip(states, self._plains(batch), strict=True):
-            zero = state != State.STORED and self._is_zero(plain)
-            plains.append(plain)
-            digests.append(b"" if zero else digest_of(plain))
-        joined = b"".join(digests)
-        if joined == known and states == _STORED * count:
-            yield Piece(State.STORED, first, count, absent=True, digests=joined)
-            return
+        """The pieces of a batch in order: read now, or cut out of what the stream gave."""
+        chunk, first = self._chunk, batch.first
+        states, known = self._parents(first, batch.count)
+        read = self._read(first * chunk, batch.length) if batch.data is None else (batch.data,)
+        at = 0
+        for data in read:
+            view, end = memoryview(data), at - (-len(data) // chunk)
+            plains = [view[start : start + chunk] for start in range(0, len(view), chunk)]
+            yield from self._compared(first + at, plains, states[at:end], known[32 * at : 32 * end])
+            at = end
+
+    def _compared(self, first: int, plains: list[memoryview], states: bytes, known: bytes) -> Iterator[Piece]:
+        """Chunks from ``first`` beside the parent's ``states`` and digests ``known``; one piece if all
+        are the same."""
+        count = len(plains)
+        if states == _STORED * count:
+            digests = [digest_of(plain) for plain in plains]
+            joined = b"".join(digests)
+            if joined == known:
+                yield Piece(State.STORED, first, count, absent=True, digests=joined)
+                return
+        else:
+            digests = [
+                b"" if state != State.STORED and self._is_zero(plain) else digest_of(plain)
+                for state, plain in zip(states, plains, strict=True)
+            ]
         same = [
             state == State.STORED and digest == known[32 * i : 32 * i + 32]
             for i, (state, digest) in enumerate(zip(states, digests, strict=True))
@@ -484,6 +490,17 @@ class _Job:
         states, digests = self._parent.states_and_digests(first, shared)
         rest = count - shared
         return states.tobytes() + _ABSENT * rest, digests.tobytes() + bytes(32 * rest)
+
+
+def _joined(pieces: Iterator[Piece]) -> Iterator[Piece]:
+    """The same pieces, neighbours that the parent holds too as one: the fewer, the less there is to write."""
+    for (absent, state), group in groupby(pieces, lambda piece: (piece.absent, piece.state)):
+        if not (absent and state is State.STORED):
+            yield from group
+            continue
+        parts = list(group)
+        count, digests = sum(part.count for part in parts), b"".join(part.digests for part in parts)
+        yield Piece(State.STORED, parts[0].first, count, absent=True, digests=digests)
 
 
 def _name_space(error: StoreFull, job: _Job, position: int) -> StoreFull:
