@@ -48,7 +48,7 @@ def _by_prefix(images: Sequence[ImageInfo], prefix: str) -> ImageInfo:
     found = [info for info in images if info.id.startswith(prefix)]
     if not found:
         raise UsageError(f"no image's id begins with {prefix}", hint="`imagefs list` shows the ids")
-    if len(found) > 1:
+    if len({info.id for info in found}) > 1:  # a copy under another name is the same image
         names = " and ".join(info.name for info in found)
         raise UsageError(f"the id {prefix} fits {names}", hint="give more digits")
     return found[0]

@@ -97,6 +97,11 @@ def test_prefixes() -> None:
         select(images, "dead")
 
 
+def test_a_copy_under_another_name_is_the_same_image() -> None:
+    images = [image(1, "3f2a9c1e" + "0" * 24), image(1, "3f2a9c1e" + "0" * 24)]
+    assert select(images, "3f2a") in images
+
+
 # -- times ----------------------------------------------------------------------------------------
 
 
