@@ -18,6 +18,9 @@ from imagefs.interfaces import Reader
 _ZEROS = memoryview(bytes(1 << 20))
 _ZERO_OUT_STEP = 256 << 20
 
+#: After so many bytes the disk is set to work, so that the sync at the end has little left to wait for.
+_WRITEBACK_BYTES = 16 << 20
+
 _ROOM_HINT = "free some space, or name a target on another disk"
 
 
@@ -39,10 +42,14 @@ class _FdSink:
         self.leaves_incomplete = True
         self._limit = limit  # a device's size; a file has none
         self._needed = needed
+        self._lock = threading.Lock()
+        self._waiting = 0  # bytes written since the disk was last set to work, and where they lie
+        self._from, self._to = 0, 0
 
     def write_at(self, offset: int, data: bytes | memoryview, /) -> None:
         view = memoryview(data).cast("B")
         self._check_range(offset, len(view))
+        self._note_written(offset, len(view))
         while view:
             try:
                 count = os.pwrite(self._fd, view, offset)
@@ -50,6 +57,18 @@ class _FdSink:
                 raise _cannot_write(self.path, offset, error, needed=self._needed) from error
             view = view[count:]
             offset += count
+
+    def _note_written(self, offset: int, length: int) -> None:
+        """Set the disk to work on what was written before, now and then."""
+        with self._lock:
+            due = self._waiting >= _WRITEBACK_BYTES
+            start, stop = self._from, self._to
+            if due or not self._waiting:
+                self._waiting, self._from, self._to = 0, offset, offset
+            self._waiting += length
+            self._from, self._to = min(self._from, offset), max(self._to, offset + length)
+        if due:
+            linux.start_writeback(self._fd, start, stop - start)
 
     def _write_zeros(self, offset: int, length: int) -> None:
         end = offset + length
@@ -144,13 +163,12 @@ class FileSink(_FdSink):
         self.leaves_incomplete = final is None
         self._final = final
         self._punches = True
-        self._lock = threading.Lock()
         self._written_end = 0 if final else os.fstat(fd).st_size
 
-    def write_at(self, offset: int, data: bytes | memoryview, /) -> None:
+    def _note_written(self, offset: int, length: int) -> None:
+        super()._note_written(offset, length)
         with self._lock:
-            self._written_end = max(self._written_end, offset + memoryview(data).nbytes)
-        super().write_at(offset, data)
+            self._written_end = max(self._written_end, offset + length)
 
     def zero_at(self, offset: int, length: int, /) -> None:
         self._check_range(offset, length)

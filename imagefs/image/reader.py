@@ -11,7 +11,7 @@ import numpy as np
 
 from imagefs.block.cache import BlockCache
 from imagefs.errors import ImagefsError, IntegrityError, StoreError
-from imagefs.format.codec import FRAME_SIZE, FrameHeader, decode_frame_header, decompress, digest_of
+from imagefs.format.codec import FRAME_SIZE, decompress, digest_of
 from imagefs.format.extents import I64, Runs, decode_runs
 from imagefs.format.fields import MAX_CHUNK_SIZE, TAIL_SIZE, check
 from imagefs.format.header import PREAMBLE, Header, decode_header, header_length
@@ -38,6 +38,8 @@ from imagefs.interfaces import Reader, State
 
 #: Resident index blocks of one chain, in bytes.
 INDEX_CACHE = 64 * 1024 * 1024
+#: Neighbouring frames are read together up to this many bytes.
+MAX_SPAN = 4 * 1024 * 1024
 #: A list of extents longer than this is not believed (it would be 64 million runs).
 MAX_SECTION = 2**30
 
@@ -261,11 +263,27 @@ class ImageReader:
             row, count = row + len(part), count - len(part)
         return b"".join(parts)
 
-    def frame(self, rows: Rows, i: int) -> tuple[FrameHeader, bytes]:
-        """Header and stored bytes of a frame as they lie in the object; for verify and merge."""
-        length = int(rows.stored_length[i])
-        data = self._reader.read_at(int(rows.offset[i]), FRAME_SIZE + length)
-        return decode_frame_header(data), data[FRAME_SIZE:]
+    def frames(self, rows: Rows, start: int, end: int) -> Iterator[memoryview | StoreError]:
+        """The frames of rows ``start`` to before ``end`` as they lie in the object, neighbours in one
+        read; the error in place of one that cannot be read. For verify and merge."""
+        offsets = rows.offset[start:end].tolist()
+        ends = (rows.offset[start:end] + rows.stored_length[start:end] + FRAME_SIZE).tolist()
+        first = 0
+        for i in range(1, len(offsets) + 1):
+            if i < len(offsets) and offsets[i] == ends[i - 1] and ends[i] - offsets[first] <= MAX_SPAN:
+                continue
+            try:
+                data = memoryview(self._reader.read_at(offsets[first], ends[i - 1] - offsets[first]))
+            except StoreError as error:
+                if i - first == 1:
+                    yield error
+                else:  # one at a time, to know which it is
+                    for k in range(start + first, start + i):
+                        yield from self.frames(rows, k, k + 1)
+            else:
+                for k in range(first, i):
+                    yield data[offsets[k] - offsets[first] : ends[k] - offsets[first]]
+            first = i
 
     def blocks(self) -> Iterator[Rows]:
         """All index blocks in order."""

@@ -8,7 +8,7 @@ from functools import partial
 
 from imagefs.block.views import extents_of
 from imagefs.errors import ImagefsError, StoreError
-from imagefs.format.codec import decompress, digest_of
+from imagefs.format.codec import FRAME_SIZE, decode_frame_header, decompress, digest_of
 from imagefs.format.index import Rows
 from imagefs.format.trailer import KNOWN_SECTIONS
 from imagefs.image.catalog import Catalog, ImageInfo
@@ -18,6 +18,8 @@ from imagefs.interfaces import Finding, NoProgress, Progress, Reader, State
 from imagefs.ops.pump import BATCH_BYTES, default_threads, ordered_map
 
 LEVELS = ("quick", "data")
+#: Chunks that a worker gets at once, in bytes of the disk.
+_BATCH_BYTES = 4 * BATCH_BYTES
 #: More findings than this are counted, not kept.
 MAX_FINDINGS = 10_000
 
@@ -131,7 +133,7 @@ class Verifier:
         return True
 
     def _chunks(self, reader: ImageReader, rows: Rows) -> None:
-        step = max(1, BATCH_BYTES // reader.header.chunk_size)
+        step = max(1, _BATCH_BYTES // reader.header.chunk_size)
         starts = range(0, len(rows), step)
 
         def work(start: int) -> tuple[int, list[Finding]]:
@@ -187,28 +189,29 @@ def verify_image(
 def _check_frames(reader: ImageReader, rows: Rows, start: int, end: int) -> tuple[int, list[Finding]]:
     """(bytes looked at, findings) of the frames of rows ``start`` to before ``end``."""
     findings, read = [], 0
-    for i in range(start, end):
-        chunk_no = int(rows.chunk_no[i])
+    for i, frame in enumerate(reader.frames(rows, start, end), start):
+        chunk_no = rows.chunk_no.item(i)
+        if isinstance(frame, StoreError):
+            findings.append(_chunk_finding(reader, chunk_no, frame, "unreadable"))
+            continue
+        read += len(frame)
         try:
-            read += _check_frame(reader, rows, i)
-        except StoreError as error:
-            findings.append(_chunk_finding(reader, chunk_no, error, "unreadable"))
+            _check_frame(reader, rows, i, frame)
         except ImagefsError as error:
             findings.append(_chunk_finding(reader, chunk_no, error, "chunk"))
     return read, findings
 
 
-def _check_frame(reader: ImageReader, rows: Rows, i: int) -> int:
-    chunk_no, digest = int(rows.chunk_no[i]), rows.digest[i].tobytes()
-    header, stored = reader.frame(rows, i)
+def _check_frame(reader: ImageReader, rows: Rows, i: int, frame: memoryview) -> None:
+    """What the frame header does not tell rightly is damage too: who has lost the index needs it."""
+    chunk_no, digest, codec = rows.chunk_no.item(i), rows.digest[i].tobytes(), rows.codec.item(i)
+    header, stored = decode_frame_header(frame), frame[FRAME_SIZE:]
     plain_length = reader.plain_length(chunk_no)
-    plain = decompress(int(rows.codec[i]), stored, plain_length)
-    if digest_of(plain) != digest:
+    if digest_of(decompress(codec, stored, plain_length)) != digest:
         raise reader.bad(chunk_no, "its digest does not match")
     told = (header.chunk_no, header.digest, header.plain_length, header.stored_length, header.codec)
-    if told != (chunk_no, digest, plain_length, len(stored), int(rows.codec[i])):
+    if told != (chunk_no, digest, plain_length, len(stored), codec):
         raise reader.bad(chunk_no, "its frame header contradicts the index")
-    return len(stored)
 
 
 def _chunk_finding(reader: ImageReader, chunk_no: int, error: ImagefsError, code: str) -> Finding:
