@@ -16,7 +16,7 @@ Value = TypeVar("Value")
 
 
 class _Making(Generic[Value]):
-    """A block that one thread is making; a tenth of what a Future costs."""
+    """A block that one thread is making; a Future takes three times as long to make."""
 
     __slots__ = ("error", "ready", "value")
 

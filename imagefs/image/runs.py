@@ -30,7 +30,7 @@ _STATES = [State(number) for number in range(len(State))]
 class Run:
     """``count`` chunks from ``first`` in one state; stored ones are rows ``row`` … of ``layer``.
 
-    Not to be changed; ``frozen`` would make it five times as slow to make.
+    Not to be changed; ``frozen`` takes nearly four times as long to make.
     """
 
     first: int

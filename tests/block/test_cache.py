@@ -114,7 +114,7 @@ def test_overlapping_walks_on_many_threads() -> None:
         with lock:
             under_way[key] += 1
             assert under_way[key] == 1
-        time.sleep(0)
+        time.sleep(0)  # let another thread run, so that a second maker would be seen
         with lock:
             under_way[key] -= 1
         return block(key)
