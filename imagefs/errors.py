@@ -11,6 +11,7 @@
     ├── ChainError                   22   a parent is missing or not the one sealed; an image is needed
     ├── StoreError                   30   the set cannot be read or written
     │   └── StoreFull                30   no space left in the set
+    ├── AllocationError              20   a map of used blocks that cannot be relied on: captured whole instead
     ├── BrowseError                  40   a volume, file system or path that cannot be opened
     │   ├── PathNotFound             40
     │   └── NotAFileSystem           40
@@ -75,6 +76,11 @@ class StoreError(ImagefsError):
 
 class StoreFull(StoreError):
     code = "store-full"
+
+
+class AllocationError(ImagefsError):
+    exit_code = 20
+    code = "allocation"
 
 
 class BrowseError(ImagefsError):
