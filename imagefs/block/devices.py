@@ -55,6 +55,11 @@ class DeviceReader:
     def identity(self) -> SourceIdentity:
         return identify_source(self.path, self.size)
 
+    @property
+    def read_only(self) -> bool:
+        """Whether the kernel lets nobody write to the device (``blockdev --getro``)."""
+        return linux.is_read_only(self._open_fd())
+
     def _length(self, fd: int) -> int:
         return linux.device_size(fd) if self.is_device else os.fstat(fd).st_size
 

@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import os
 import sys
+import time
+from dataclasses import replace
+from typing import Any
 
 import click
 
 from imagefs.block.devices import DeviceReader, StreamSource, open_source
+from imagefs.block.nice import RateLimit, be_nice
 from imagefs.block.usage import check_not_mounted_rw, lies_on
 from imagefs.cli.command import common
 from imagefs.cli.console import Console, default_set
+from imagefs.cli.report import CASE_WORDS, describe_host, report_text
 from imagefs.cli.text import size_text
 from imagefs.errors import ImagefsError, SourceError, UsageError
 from imagefs.format.codec import MAX_LEVEL, MIN_LEVEL
-from imagefs.format.header import Kind
-from imagefs.image.catalog import SUFFIX, scan
-from imagefs.ops.capture import DEFAULT_LEVEL, CaptureOptions, CaptureResult
+from imagefs.format.header import Kind, Mode
+from imagefs.image.catalog import REPORT_SUFFIX, SUFFIX, scan
+from imagefs.ops.capture import CaptureResult
 from imagefs.ops.capture import capture as run_capture
-from imagefs.ops.verify import verify_image
+from imagefs.ops.linear import ALGORITHMS, FORENSIC
+from imagefs.ops.plan import DEFAULT_LEVEL, CaptureOptions
+from imagefs.ops.verify import check_digests, verify_image
 from imagefs.store import LocalStore
 
 KINDS = {
@@ -29,18 +36,38 @@ KINDS = {
     "diff": Kind.DIFFERENTIAL,
     "differential": Kind.DIFFERENTIAL,
 }
-UNITS = {"": 1, "k": 1024, "kib": 1024, "m": 1024**2, "mib": 1024**2}
+UNITS = {"": 1, "k": 1024, "m": 1024**2, "g": 1024**3}
+#: Case data: option, key, longest text in bytes.
+CASE_OPTIONS = {"case": 256, "evidence": 256, "examiner": 256, "description": 1024, "notes": 4096}
 
 
 def parse_size(_context: click.Context, _parameter: click.Parameter, text: str | None) -> int | None:
     """``65536``, ``64K``, ``64KiB``, ``1M`` → bytes."""
     if text is None:
         return None
-    digits = text.rstrip("kKmMiIbB")
-    unit = text[len(digits) :].lower()
+    digits = text.removesuffix("/s").rstrip("kKmMgGiIbB")
+    unit = text.removesuffix("/s")[len(digits) :].lower().removesuffix("b").removesuffix("i")
     if not digits.isascii() or not digits.isdigit() or unit not in UNITS:
         raise click.BadParameter(f"{text!r} is not a size; write 64K or 65536")
     return int(digits) * UNITS[unit]
+
+
+def parse_hashes(_context: click.Context, _parameter: click.Parameter, text: str) -> tuple[str, ...]:
+    """``md5,SHA-256`` → names of hashlib, each once."""
+    names = [name.strip().lower().replace("-", "") for name in text.split(",") if name.strip()]
+    for name in names:
+        if name not in ALGORITHMS:
+            known = ", ".join(ALGORITHMS)
+            raise click.BadParameter(f"{name!r} is not a digest; there are {known}")
+    return tuple(dict.fromkeys(names))
+
+
+def case_options(command: Any) -> Any:
+    """Add an option for each kind of case data."""
+    for name in reversed(CASE_OPTIONS):
+        text = f"Case data: {CASE_WORDS[name].lower()}. Implies --forensic."
+        command = click.option(f"--{name}", default="", metavar="TEXT", help=text)(command)
+    return command
 
 
 @click.command()
@@ -65,7 +92,22 @@ def parse_size(_context: click.Context, _parameter: click.Parameter, text: str |
 )
 @click.option("--note", default="", metavar="TEXT", help="Kept in the image.")
 @click.option(
-    "--verify", "then_verify", is_flag=True, help="Re-read and check the finished image and its chain."
+    "--hash",
+    "hashes",
+    callback=parse_hashes,
+    default="",
+    metavar="LIST",
+    help="Digests of the whole device: md5, sha1, sha256, sha512.",
+)
+@click.option(
+    "--forensic", is_flag=True, help="Every sector, MD5, SHA-1 and SHA-256, and a report IMAGE.txt."
+)
+@case_options
+@click.option(
+    "--verify/--no-verify",
+    "then_verify",
+    default=None,
+    help="Re-read and check the finished image, its chain and its digests. Default with case data.",
 )
 @click.option(
     "--compression",
@@ -82,6 +124,8 @@ def parse_size(_context: click.Context, _parameter: click.Parameter, text: str |
     help="16K to 4M, a power of two; by default by disk size. A child has its chain's.",
 )
 @click.option("--threads", type=click.IntRange(1, 256), help="Default: all cores.")
+@click.option("--rate", callback=parse_size, metavar="SIZE", help="Read at most so many bytes a second: 50M.")
+@click.option("--nice", "nicely", is_flag=True, help="Run when nobody else wants processor or disk.")
 @click.option("--new-source", is_flag=True, help="Another disk than the set's: start a new full image.")
 @click.option(
     "--raw", is_flag=True, help="Capture the bytes of a file even if it is an image of another program."
@@ -95,20 +139,31 @@ def capture(
     mode: str,
     snapshot: str,
     note: str,
-    then_verify: bool,
+    hashes: tuple[str, ...],
+    forensic: bool,
+    then_verify: bool | None,
     level: int,
     chunk_size: int | None,
     threads: int | None,
+    rate: int | None,
+    nicely: bool,
     new_source: bool,
     raw: bool,
+    **case: str,
 ) -> None:  # fmt: skip
     """Make an image of SOURCE (a block device, a raw file, or - for standard input) in SET.
 
     SET is a folder; its last part is made when missing. Every sector is captured.
     """
     folder = set_ or default_set()
+    told = _case_data(case)
+    forensic = forensic or bool(told)
+    if nicely:
+        be_nice()
+    limit = RateLimit(rate) if rate else None
     options = CaptureOptions(
         kind=KINDS[kind],
+        mode=Mode.ALL,
         level=level,
         chunk_size=chunk_size,
         threads=threads,
@@ -116,6 +171,9 @@ def capture(
         new_source=new_source,
         live=snapshot == "live",
         raw=raw,
+        hashes=tuple(dict.fromkeys((*hashes, *FORENSIC))) if forensic else hashes,
+        case=told,
+        throttle=limit.take if limit else None,
     )
     opened = _open(source, live=options.live)
     try:
@@ -125,14 +183,34 @@ def capture(
             )
         store = LocalStore(folder, suffix=SUFFIX)
         store.make()
+        if forensic:
+            options = replace(options, host=describe_host(read_only=_read_only(opened)))
         with console.progress() as progress:
             result = run_capture(opened, store, options, progress)
     finally:
+        if limit:
+            limit.stop()
         if isinstance(opened, DeviceReader):
             opened.close()
-    _report(console, store, result)
-    if then_verify:
-        _verify(console, store, result, threads)
+    verify = bool(told) if then_verify is None else then_verify
+    verified = _verify(console, store, result, threads) if verify else None
+    if forensic:
+        text = report_text(result.info, verified, verify_ended=time.time_ns())
+        store.write_text(result.info.name + REPORT_SUFFIX, text)
+    _report(console, store, result, verified)
+
+
+def _case_data(given: dict[str, str]) -> dict[str, str]:
+    """What the user said of the case; UsageError for what the header has no room for."""
+    for name, text in given.items():
+        if len(text.encode("utf-8", "replace")) > CASE_OPTIONS[name]:
+            raise UsageError(f"--{name} is longer than {CASE_OPTIONS[name]} bytes", hint="keep it shorter")
+    return {name: text for name, text in given.items() if text}
+
+
+def _read_only(opened: DeviceReader | StreamSource) -> bool | None:
+    """Whether the kernel keeps everybody from writing to the device; None where it is none."""
+    return opened.read_only if isinstance(opened, DeviceReader) and opened.is_device else None
 
 
 def _bounded(note: str) -> str:
@@ -157,41 +235,60 @@ def _open(source: str, *, live: bool) -> DeviceReader | StreamSource:
     return opened
 
 
-def _report(console: Console, store: LocalStore, result: CaptureResult) -> None:
+def _report(
+    console: Console, store: LocalStore, result: CaptureResult, verified: dict[str, bool] | None
+) -> None:
     for warning in result.warnings:
         console.warn(warning)
     info = result.info
     path = os.path.join(store.url, info.name)
     kind = info.header.kind.name.lower()
-    console.document(
-        {
-            "id": info.id,
-            "kind": kind,
-            "path": path,
-            "parent": info.header.parent.hex if info.header.parent else None,
-            "disk_size": info.summary.disk_size,
-            "read_bytes": result.read_bytes,
-            "stored_bytes": result.stored_bytes,
-            "seconds": round(result.seconds, 3),
-            "warnings": list(result.warnings),
-        }
-    )
+    document = {
+        "id": info.id,
+        "kind": kind,
+        "mode": info.header.mode.name.lower(),
+        "path": path,
+        "parent": info.header.parent.hex if info.header.parent else None,
+        "disk_size": info.summary.disk_size,
+        "read_bytes": result.read_bytes,
+        "stored_bytes": result.stored_bytes,
+        "seconds": round(result.seconds, 3),
+        "digests": result.digests,
+        "warnings": list(result.warnings),
+    }
+    if verified is not None:
+        document["verification"] = {name: "MATCH" if same else "MISMATCH" for name, same in verified.items()}
+    console.document(document)
     rate = size_text(int(result.read_bytes / max(result.seconds, 0.001)))
     console.line(f"{path}: {kind} image of {size_text(info.summary.disk_size)}")
     console.line(
         f"  {size_text(result.read_bytes)} read, {size_text(result.stored_bytes)} stored, "
         f"in {result.seconds:.1f} s ({rate}/s)"
     )
-
-
-def _verify(console: Console, store: LocalStore, result: CaptureResult, threads: int | None) -> None:
-    with console.progress() as progress:
-        catalog = scan(store)
-        report = verify_image(
-            catalog, catalog.by_uuid[result.info.uuid], level="data", threads=threads, progress=progress
-        )
-    console.findings(report.findings, report.dropped)
-    if not report.ok:
-        console.exit_code = 4
-    else:
+    for name, digest in result.digests.items():
+        said = "" if verified is None else "  MATCH" if verified.get(name) else "  MISMATCH"
+        console.line(f"  {name:<7} {digest}{said}")
+    if verified is not None and console.exit_code == 0:
         console.line("  verified: every chunk of its chain decodes and has its digest")
+
+
+def _verify(
+    console: Console, store: LocalStore, result: CaptureResult, threads: int | None
+) -> dict[str, bool]:
+    """Read the finished image again; what that shows of each linear digest."""
+    catalog = scan(store)
+    found = catalog.by_uuid[result.info.uuid]
+    with console.progress() as progress:
+        report = verify_image(catalog, found, level="data", threads=threads, progress=progress)
+        verified = dict.fromkeys(result.digests, False)
+        if report.ok and result.digests:
+            disk = catalog.open_disk(found)
+            try:
+                verified = check_digests(disk, result.digests, threads=threads, progress=progress)
+            finally:
+                disk.close()
+    console.findings(report.findings, report.dropped)
+    if not report.ok or not all(verified.values()):
+        console.exit_code = 4
+        console.warn(f"{found.name} does not read back as it was captured")
+    return verified

@@ -13,7 +13,8 @@ from imagefs.interfaces import State
 from imagefs.ops.diskimage import DiskImage
 from imagefs.ops.source import describe_volumes
 
-CONSISTENCY = {0: "unknown", 1: "not in use", 2: "snapshot", 3: "live"}
+#: What the summary says of the source, in the words of the command line (FORMAT.md, 6).
+CONSISTENCY = {0: "none", 1: "offline", 2: "snapshot", 3: "none"}
 SHOWN = (State.STORED, State.ZERO, State.SKIPPED, State.UNREADABLE, State.ABSENT)
 
 
@@ -27,7 +28,15 @@ def image_row(info: ImageInfo, folder: str) -> dict[str, Any]:
         "path": os.path.join(folder, info.name),
         "disk_size": info.summary.disk_size,
         "stored_bytes": info.tail.size,
+        "mode": info.header.mode.name.lower(),
+        "consistency": CONSISTENCY.get(info.summary.consistency, "none"),
     }
+
+
+def linear_digests(info: ImageInfo) -> dict[str, str]:
+    """The digests of the whole device that were made while it was captured, in hex by name."""
+    found = info.summary.facts.get("digests", {})
+    return {str(name): str(value) for name, value in found.items()} if isinstance(found, dict) else {}
 
 
 def image_document(image: DiskImage, folder: str) -> dict[str, Any]:
@@ -37,7 +46,6 @@ def image_document(image: DiskImage, folder: str) -> dict[str, Any]:
     return image_row(info, folder) | {
         "set": header.set.hex,
         "chain": [layer.id for layer in disk.chain.layers],
-        "mode": header.mode.name.lower(),
         "chunk_size": header.chunk_size,
         "sector_size": header.sector_size,
         "codec": "zstd",
@@ -49,10 +57,12 @@ def image_document(image: DiskImage, folder: str) -> dict[str, Any]:
         "ended": time_json(summary.ended),
         "read_bytes": summary.read_bytes,
         "frame_bytes": summary.frame_bytes,
-        "consistency": CONSISTENCY.get(summary.consistency, "unknown"),
         "source": header.facts.get("source", {}),
         "tool": header.facts.get("tool", ""),
         "note": header.facts.get("note", ""),
+        "case": header.facts.get("case", {}),
+        "host": summary.facts.get("host", {}),
+        "digests": linear_digests(info),
         "states": _states(disk.chain.table, disk),
         "layer_states": _layer_states(disk),
         "scheme": image.table.scheme,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from typing import Any
@@ -11,15 +12,19 @@ import click
 from imagefs.block.devices import open_source
 from imagefs.cli.command import common
 from imagefs.cli.console import Console, default_set
-from imagefs.cli.facts import image_document, image_row
+from imagefs.cli.facts import CONSISTENCY, image_document, image_row, linear_digests
+from imagefs.cli.report import CASE_WORDS
 from imagefs.cli.text import age_text, one_line, quote, size_text, time_text
 from imagefs.cli.wiring import choose_image, open_disk, open_set
-from imagefs.errors import ChainError, UsageError
-from imagefs.image.catalog import Catalog, ImageInfo, scan
+from imagefs.errors import ChainError, StoreError, UsageError
+from imagefs.image.catalog import REPORT_SUFFIX, Catalog, ImageInfo, scan
 from imagefs.interfaces import Finding, ObjectInfo
 from imagefs.ops.verify import LEVELS, Verifier, VerifyReport, compare
 from imagefs.store import LocalStore
 from imagefs.store.local import is_being_written
+
+#: The order in which `info --hashes` chooses.
+STRONGEST = ("sha512", "sha256", "sha1", "md5")
 
 # -- list -----------------------------------------------------------------------------------------
 
@@ -94,10 +99,11 @@ def _image_line(console: Console, catalog: Catalog, info: ImageInfo, depth: int)
     shown = f", {quote(str(note).encode())}" if note else ""
     lead = "  " * depth + ("└ " if depth else "")
     kind = info.header.kind.name.lower()
+    taken = CONSISTENCY.get(info.summary.consistency, "none")
     return (
         f"{lead}{info.id[:8]}  {kind:<12} {time_text(info.created, console.zone)}"
         f"  {age_text(info.created, time.time_ns()):<16} {size_text(info.tail.size):>10}"
-        f" of {size_text(info.summary.disk_size)}, {what}{parent}{shown}"
+        f" of {size_text(info.summary.disk_size)}, {what}{parent}, {taken}{shown}"
     )
 
 
@@ -114,10 +120,14 @@ def _partial_line(store: LocalStore, found: ObjectInfo) -> str:
 
 @click.command()
 @click.argument("image", required=False)
+@click.option("--hashes", is_flag=True, help="Only the digest of disk.raw, as `sha256sum -c` takes it.")
 @common
-def info(console: Console, image: str | None) -> None:
+def info(console: Console, image: str | None, hashes: bool) -> None:
     """Everything about one IMAGE: what it is, what it needs, its states and volumes."""
     catalog, found = choose_image(console, image)
+    if hashes:
+        _say_hashes(console, found)
+        return
     with open_disk(catalog, found) as disk:
         facts = image_document(disk, catalog.store.url)
         for finding in disk.table.findings:
@@ -125,6 +135,18 @@ def info(console: Console, image: str | None) -> None:
     console.document(facts)
     for line in _info_lines(console, catalog, found, facts):
         console.line(line)
+
+
+def _say_hashes(console: Console, found: ImageInfo) -> None:
+    """One line, of the strongest digest there is: each checking tool complains of the lines of others."""
+    digests = linear_digests(found)
+    known = [name for name in STRONGEST if name in digests]
+    if not known:
+        raise UsageError(
+            f"{found.name} has no digest of the whole device", hint="capture with --forensic or --hash sha256"
+        )
+    console.document({"digests": digests})
+    console.line(f"{digests[known[0]]}  disk.raw")
 
 
 def _info_lines(console: Console, catalog: Catalog, found: ImageInfo, facts: dict[str, Any]) -> list[str]:
@@ -150,6 +172,13 @@ def _info_lines(console: Console, catalog: Catalog, found: ImageInfo, facts: dic
         ("note", one_line(facts["note"]) or "-"),
         ("chain", " → ".join(layer[:8] for layer in facts["chain"])),
         ("needed by", children),
+        *(
+            (words.lower(), one_line(facts["case"][key]))
+            for key, words in CASE_WORDS.items()
+            if key in facts["case"]
+        ),
+        *((name, one_line(value)) for name, value in facts["host"].items()),
+        *(facts["digests"].items()),
         ("seal", facts["seal"]),
         ("view digest", facts["view_digest"]),
         ("whole view", _states_text(facts["states"])),
@@ -279,6 +308,8 @@ def delete(console: Console, image: str) -> None:
                 needed_by=[child.id for child in needed_by],
             )
         catalog.store.delete(found.name)
+        with contextlib.suppress(StoreError):  # most images have no report
+            catalog.store.delete(found.name + REPORT_SUFFIX)
     finally:
         lock.release()
     console.document({"deleted": found.id, "path": os.path.join(catalog.store.url, found.name)})

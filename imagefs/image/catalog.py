@@ -17,6 +17,8 @@ from imagefs.image.reader import ImageReader, IndexCache, Tail, index_cache, rea
 from imagefs.interfaces import ObjectInfo, ObjectStore
 
 SUFFIX = ".imagefs"
+#: Of the report beside a forensic image.
+REPORT_SUFFIX = ".txt"
 KIND_WORDS = {Kind.FULL: "full", Kind.INCREMENTAL: "incr", Kind.DIFFERENTIAL: "diff"}
 
 

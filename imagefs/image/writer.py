@@ -7,13 +7,16 @@ more, and ``abort`` leaves no trace.
 from __future__ import annotations
 
 import time
+from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+
+import numpy as np
 
 from imagefs.errors import ImagefsError, IntegrityError, StoreError
 from imagefs.format.checkpoint import Checkpoint, decode_checkpoint, encode_checkpoint
 from imagefs.format.codec import FRAME_SIZE, digest_of
-from imagefs.format.extents import Runs, ViewHasher, decode_runs, encode_runs, make_runs
+from imagefs.format.extents import Runs, ViewHasher, decode_runs, encode_runs
 from imagefs.format.fields import MAX_DISK_SIZE
 from imagefs.format.header import Header, decode_header, encode_header
 from imagefs.format.index import DirectoryEntry, Rows, decode_block, encode_block, encode_directory, make_rows
@@ -71,6 +74,34 @@ class PendingRows:
         )
 
 
+class RunList:
+    """Runs (first, count, state) as they come; 17 bytes each, however many there are."""
+
+    def __init__(self) -> None:
+        self._first, self._count, self._state = array("q"), array("q"), array("B")
+
+    def __len__(self) -> int:
+        return len(self._first)
+
+    def add(self, first: int, count: int, state: State, *, fixed: int) -> None:
+        """Append a run, or lengthen the last one if it follows on; the first ``fixed`` stay as they are."""
+        last = len(self._first) - 1
+        if last >= fixed and self._state[last] == state and self._first[last] + self._count[last] == first:
+            self._count[last] += count
+            return
+        self._first.append(first)
+        self._count.append(count)
+        self._state.append(state)
+
+    def runs(self, start: int = 0) -> Runs:
+        """Those from number ``start`` on."""
+        return Runs(
+            np.array(self._first[start:], "<i8"),
+            np.array(self._count[start:], "<i8"),
+            np.array(self._state[start:], "u1"),
+        )
+
+
 class ImageWriter:
     """Takes chunks in ascending order and makes an image of them.
 
@@ -92,8 +123,8 @@ class ImageWriter:
         self._counts = dict.fromkeys(State, 0)
         self._pending = PendingRows()
         self._blocks: list[DirectoryEntry] = []
-        self._runs: list[tuple[int, int, int]] = []
-        self._ranges: list[tuple[int, int, int]] = []
+        self._runs = RunList()
+        self._ranges = RunList()
         self._frame_bytes = 0
         self.next_chunk = 0
         self._point = _LastPoint(clock())
@@ -126,12 +157,7 @@ class ImageWriter:
     def mark(self, state: State, first: int, count: int) -> None:
         """The next ``count`` chunks are zero, skipped or unreadable."""
         self._begin(state, first, count)
-        last = self._runs[-1] if self._runs else None
-        mergeable = last is not None and last[2] == state and last[0] + last[1] == first
-        if last is not None and mergeable and len(self._runs) > self._point.runs:
-            self._runs[-1] = (last[0], last[1] + count, int(state))
-        else:
-            self._runs.append((first, count, int(state)))
+        self._runs.add(first, count, state, fixed=self._point.runs)
         self._view.add(state, first, count)
         self._sound = True
 
@@ -143,7 +169,7 @@ class ImageWriter:
 
     def add_range(self, state: State, offset: int, length: int) -> None:
         """A skipped or unreadable range in bytes, also inside stored chunks; in ascending order."""
-        self._ranges.append((offset, length, int(state)))
+        self._ranges.add(offset, length, state, fixed=self._point.ranges)
 
     def checkpoint_if_due(self) -> None:
         """Write a checkpoint when 1 GiB of source or 30 seconds have passed since the last."""
@@ -163,8 +189,8 @@ class ImageWriter:
             self.next_chunk,
             tuple(self._blocks[last.blocks :]),
             self._pending.rows(last.rows if last.blocks == len(self._blocks) else 0),
-            make_runs(self._runs[last.runs :]),
-            make_runs(self._ranges[last.ranges :]),
+            self._runs.runs(last.runs),
+            self._ranges.runs(last.ranges),
         )
         offset, data = self._out.position, encode_checkpoint(point)
         decode_checkpoint(data, offset=offset)
@@ -248,9 +274,8 @@ class ImageWriter:
             frame_bytes=self._frame_bytes,
         )
 
-    def _encode_runs(self, rows: list[tuple[int, int, int]], limit: int) -> bytes:
-        runs: Runs = make_runs(rows)
-        data = encode_runs(runs)
+    def _encode_runs(self, rows: RunList, limit: int) -> bytes:
+        data = encode_runs(rows.runs())
         decode_runs(data, limit=limit)
         return data
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -15,6 +15,7 @@ from imagefs.image.catalog import Catalog, ImageInfo
 from imagefs.image.disk import VirtualDisk
 from imagefs.image.reader import ImageReader
 from imagefs.interfaces import Finding, NoProgress, Progress, Reader, State
+from imagefs.ops.linear import LinearDigests
 from imagefs.ops.pump import BATCH_BYTES, default_threads, ordered_map
 
 LEVELS = ("quick", "data")
@@ -232,6 +233,33 @@ def _finding(
     error: ImagefsError, *, image: str, code: str, offset: int | None = None, length: int | None = None
 ) -> Finding:
     return Finding("error", code, error.message, image, None, offset, length)
+
+
+def check_digests(
+    disk: VirtualDisk,
+    expected: Mapping[str, str],
+    *,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> dict[str, bool]:
+    """Read the whole view and say of each linear digest (hex, by name) whether it is the same."""
+    progress = progress or NoProgress()
+    progress.start("digests", disk.size)
+    digests = LinearDigests(list(expected))
+    starts = range(0, disk.size, _BATCH_BYTES)
+    try:
+        work = partial(_read_batch, disk)
+        for data in ordered_map(work, starts, threads=threads or default_threads()):
+            digests.feed(data)
+            progress.advance(len(data))
+        found = digests.finish()
+    finally:
+        digests.close()
+    return {name: found[name] == hexed for name, hexed in expected.items()}
+
+
+def _read_batch(disk: VirtualDisk, start: int) -> bytes:
+    return disk.read_at(start, _BATCH_BYTES)
 
 
 # -- against a source -----------------------------------------------------------------------------

@@ -91,6 +91,23 @@ class LocalStore:
         except OSError as error:
             raise _failed("delete", path, error) from error
 
+    def write_text(self, name: str, text: str) -> None:
+        """A note beside the objects, whole or not at all; it takes the place of an older one."""
+        path = self._path(name)
+        partial = path.with_name(f".{name}{PARTIAL}")
+        try:
+            fd = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            with open(fd, "wb") as out:
+                _give(fd, like=self.folder)
+                out.write(text.encode("utf-8", "replace"))
+                out.flush()
+                os.fsync(fd)
+                os.fchmod(fd, 0o400)
+            os.rename(partial, path)
+            _sync_folder(self.folder)
+        except OSError as error:
+            raise _failed("write", path, error) from error
+
     def lock(self) -> LocalLock:
         return LocalLock(self.folder)
 

@@ -12,7 +12,7 @@ from imagefs.interfaces import Reader
 from imagefs.volume.facts import FileSystemFacts, Window
 from imagefs.volume.signatures import apple, containers, fat, linux, optical, windows
 
-__all__ = ["KINDS", "FileSystemFacts", "probe"]
+__all__ = ["KINDS", "FileSystemFacts", "probe", "rivals"]
 
 #: Every ``kind`` there is; those of FileSystem.kind have the same word here, except ``hfs+``.
 KINDS = frozenset(
@@ -57,3 +57,17 @@ def probe(reader: Reader) -> FileSystemFacts:
         if facts is not None:
             return facts
     return FileSystemFacts()
+
+
+def rivals(reader: Reader, kind: str) -> str:
+    """Another kind whose signature is on the volume too; empty where ``kind`` stands alone.
+
+    What an older file system left behind does no harm to a reader, but whoever leaves out what
+    ``kind`` does not use must be sure that nothing else lives there.
+    """
+    window = Window(reader)
+    for find in _PROBES:
+        facts = find(window)
+        if facts is not None and facts.kind != kind:
+            return facts.kind
+    return ""

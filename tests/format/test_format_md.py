@@ -18,7 +18,7 @@ from imagefs.image import chain, reader, writer
 from imagefs.image.catalog import scan
 from imagefs.image.reader import ImageReader
 from imagefs.interfaces import State
-from imagefs.ops.capture import CHUNK_SIZES, DEFAULT_LEVEL
+from imagefs.ops.plan import CHUNK_SIZES, DEFAULT_LEVEL
 from imagefs.ops.verify import verify_image
 from imagefs.store import MemoryStore
 from tests.format.vectors import DECODERS, ENCODERS, document, values, vectors, view_of

@@ -18,8 +18,9 @@ from imagefs.errors import ChainError, ImagefsError, SourceError, StoreError, Us
 from imagefs.format.header import Header, Kind, Mode
 from imagefs.image.catalog import ImageInfo, scan
 from imagefs.interfaces import State
-from imagefs.ops import capture as capture_module
-from imagefs.ops.capture import CaptureOptions, capture
+from imagefs.ops import plan as plan_module
+from imagefs.ops.capture import capture
+from imagefs.ops.plan import CaptureOptions
 from imagefs.ops.source import difference
 from imagefs.ops.verify import verify_image
 from imagefs.store import MemoryStore
@@ -278,7 +279,7 @@ def test_created_goes_on_when_the_clock_goes_back(
 ) -> None:
     first = capture_bytes(store, DATA, path).info
     for kind in (None, Kind.DIFFERENTIAL, Kind.FULL, None):
-        monkeypatch.setattr(capture_module.time, "time_ns", lambda: 10**15)
+        monkeypatch.setattr(plan_module.time, "time_ns", lambda: 10**15)
         made = capture_bytes(store, DATA, path, kind=kind)
         monkeypatch.undo()
         newest = images(store)[-1]

@@ -12,8 +12,9 @@ from imagefs.browse import open_filesystem, walk
 from imagefs.errors import BrowseError, ImagefsError
 from imagefs.image.catalog import scan
 from imagefs.interfaces import Reader
-from imagefs.ops.capture import CaptureOptions, capture
+from imagefs.ops.capture import capture
 from imagefs.ops.diskimage import DiskImage
+from imagefs.ops.plan import CaptureOptions
 from imagefs.ops.verify import verify_image
 from imagefs.store import MemoryStore
 from imagefs.volume import read_table

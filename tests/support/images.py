@@ -40,7 +40,8 @@ from imagefs.format.trailer import (
 )
 from imagefs.image.catalog import Catalog, ImageInfo, scan
 from imagefs.interfaces import ObjectStore, State
-from imagefs.ops.capture import CaptureOptions, CaptureResult, capture
+from imagefs.ops.capture import CaptureResult, capture
+from imagefs.ops.plan import CaptureOptions
 
 CHUNK = 16 * 1024
 SET = UUID(int=0x5E7)

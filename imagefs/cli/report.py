@@ -1,0 +1,135 @@
+"""``IMAGE.txt``: what an examiner keeps beside an image, in the order known from FTK Imager."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import platform
+import shlex
+import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from imagefs.cli.facts import CONSISTENCY
+from imagefs.cli.text import one_line
+from imagefs.image.catalog import ImageInfo
+
+#: What of the host is kept is cut to so many bytes.
+_LONGEST = 1024
+#: Option of the command line, key of the facts, and the words of the report.
+CASE_WORDS = {
+    "case": "Case Number",
+    "evidence": "Evidence Number",
+    "description": "Unique Description",
+    "examiner": "Examiner",
+    "notes": "Notes",
+}
+DIGEST_WORDS = {"md5": "MD5", "sha1": "SHA1", "sha256": "SHA256", "sha512": "SHA512"}
+
+
+def describe_host(*, read_only: bool | None) -> dict[str, str]:
+    """Machine, system, user and command line of this run; ``read_only`` is the source's state."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):
+        user = str(os.getuid())
+    behind = os.environ.get("SUDO_USER")
+    facts = {
+        "host": platform.node(),
+        "os": platform.platform(),
+        "user": f"{user} (sudo by {behind})" if behind else user,
+        "command": shlex.join(["imagefs", *sys.argv[1:]]),
+        "read_only": {True: "yes", False: "no", None: "not a device"}[read_only],
+    }
+    return {
+        name: value.encode("utf-8", "replace")[:_LONGEST].decode("utf-8", "ignore")
+        for name, value in facts.items()
+    }
+
+
+def report_text(info: ImageInfo, verified: Mapping[str, bool] | None, *, verify_ended: int = 0) -> str:
+    """The report on a finished image. ``verified`` is what re-reading it showed of each digest."""
+    header, summary = info.header, info.summary
+    case, source = _dict(header.facts.get("case")), _dict(header.facts.get("source"))
+    host, digests = _dict(summary.facts.get("host")), _dict(summary.facts.get("digests"))
+    sectors, rest = divmod(summary.disk_size, header.sector_size)
+    hidden = _dict(host.get("hidden"))
+    blocks = [
+        ("", [("Created by", header.facts.get("tool", ""))]),
+        ("Case Information", [(words, case.get(key, "")) for key, words in CASE_WORDS.items()]),
+        ("Source", [(words, source.get(key, "")) for key, words in _SOURCE_WORDS.items()]),
+        (
+            "Drive Geometry",
+            [
+                ("Bytes per Sector", header.sector_size),
+                ("Sector Count", f"{sectors}" + (f" and {rest} bytes" if rest else "")),
+                ("Size in Bytes", summary.disk_size),
+                *((name, value) for name, value in sorted(hidden.items())),
+                ("Source Read-Only", host.get("read_only", "")),
+            ],
+        ),
+        (
+            "Acquisition",
+            [
+                ("Host", host.get("host", "")),
+                ("Operating System", host.get("os", "")),
+                ("User", host.get("user", "")),
+                ("Command Line", host.get("command", "")),
+                ("Started", _both_times(summary.started)),
+                ("Finished", _both_times(summary.ended)),
+                ("Source Consistency", CONSISTENCY.get(summary.consistency, "none")),
+                ("Read Errors", _errors(info)),
+            ],
+        ),
+        ("Image", [("File", info.name), ("Image ID", info.id), ("Kind", header.kind.name.lower()),
+                   ("Mode", header.mode.name.lower()), ("Seal (BLAKE3)", info.tail.seal.hex())]),
+        ("Computed Hashes", [(DIGEST_WORDS.get(name, name), value) for name, value in digests.items()]),
+        ("Image Verification", _verification(digests, verified, verify_ended)),
+    ]  # fmt: skip
+    lines: list[str] = []
+    for title, rows in blocks:
+        lines += ["", f"{title}:"] if title else []
+        lines += [f"{'  ' if title else ''}{words}: {one_line(value)}".rstrip() for words, value in rows]
+    return "\n".join(lines) + "\n"
+
+
+_SOURCE_WORDS = {
+    "path": "Source",
+    "model": "Drive Model",
+    "serial": "Drive Serial Number",
+    "wwn": "World Wide Name",
+    "partition": "Partition",
+    "disk_id": "Disk ID",
+}
+
+
+def _dict(value: Any) -> dict[str, Any]:
+    """What an image says is only believed to be what it should be."""
+    return value if isinstance(value, dict) else {}
+
+
+def _both_times(moment_ns: int) -> str:
+    moment = datetime.fromtimestamp(moment_ns // 10**9, UTC)
+    return f"{moment:%Y-%m-%d %H:%M:%S} UTC ({moment.astimezone():%Y-%m-%d %H:%M:%S %z})"
+
+
+def _errors(info: ImageInfo) -> str:
+    errors = _dict(info.summary.facts.get("errors"))
+    if not errors:
+        return "none"
+    sectors = int(errors.get("bytes", 0)) // info.header.sector_size
+    return (
+        f"{sectors} sectors of {info.header.sector_size} bytes unreadable, {errors.get('retries', 0)} retries; "
+        "they count as zeros in the hashes"
+    )
+
+
+def _verification(
+    digests: Mapping[str, Any], verified: Mapping[str, bool] | None, ended: int
+) -> list[tuple[str, str]]:
+    if verified is None:
+        return [("Result", "not run")]
+    said = {True: "MATCH", False: "MISMATCH"}
+    rows = [(DIGEST_WORDS.get(name, name), said[verified.get(name, False)]) for name in digests]
+    return [("Finished", _both_times(ended)), *rows]
