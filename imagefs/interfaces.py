@@ -95,8 +95,9 @@ class ObjectWriter(Protocol):
 
     Nothing MUST be visible under the object's name before ``commit`` returns; after ``commit`` or
     ``abort`` the writer takes nothing more. A failed ``append`` or ``commit`` poisons it: only
-    ``abort`` may follow. ``abort`` MUST be safe to call twice and after ``commit`` (then it does
-    nothing).
+    ``abort`` or ``suspend`` may follow. ``abort`` MUST be safe to call twice and after ``commit``
+    (then it does nothing). ``sync`` makes durable what was appended. ``suspend`` ends the writer and
+    leaves what was appended as a partial, for ``ObjectStore.reopen``.
     """
 
     @property
@@ -104,7 +105,11 @@ class ObjectWriter(Protocol):
 
     def append(self, data: bytes | memoryview, /) -> None: ...
 
+    def sync(self) -> None: ...
+
     def commit(self) -> None: ...
+
+    def suspend(self) -> None: ...
 
     def abort(self) -> None: ...
 
@@ -114,6 +119,8 @@ class ObjectStore(Protocol):
 
     - ``list`` MUST yield finished objects only; ``partials`` the unfinished ones left by a crash.
     - ``open`` MUST give a Reader over a finished object, StoreError if there is none.
+    - ``open_partial`` and ``reopen`` take a name as ``partials`` gives it; ``reopen`` goes on with a
+      partial behind its first ``size`` bytes, and MUST refuse one that is being written.
     - ``create`` MUST refuse a name that exists (StoreError), at the latest in ``commit``.
     - ``lock`` MUST be exclusive between processes and MUST vanish with a killed one.
     """
@@ -128,6 +135,10 @@ class ObjectStore(Protocol):
     def open(self, name: str, /) -> Reader: ...
 
     def create(self, name: str, /) -> ObjectWriter: ...
+
+    def open_partial(self, name: str, /) -> Reader: ...
+
+    def reopen(self, name: str, size: int, /) -> ObjectWriter: ...
 
     def delete(self, name: str, /) -> None: ...
 

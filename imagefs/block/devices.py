@@ -56,6 +56,11 @@ class DeviceReader:
         return identify_source(self.path, self.size)
 
     @property
+    def mtime_ns(self) -> int:
+        """When the file was last written to, as of its opening; ns since 1970."""
+        return self._seen.st_mtime_ns
+
+    @property
     def read_only(self) -> bool:
         """Whether the kernel lets nobody write to the device (``blockdev --getro``)."""
         return linux.is_read_only(self._open_fd())

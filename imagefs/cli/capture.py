@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shlex
+import signal
 import sys
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from types import FrameType
 from typing import Any
 
 import click
@@ -13,7 +18,7 @@ import click
 from imagefs.block.devices import DeviceReader, StreamSource, open_source
 from imagefs.block.nice import RateLimit, be_nice
 from imagefs.block.usage import check_not_mounted_rw, lies_on
-from imagefs.cli.command import common
+from imagefs.cli.command import Terminated, common
 from imagefs.cli.console import Console, default_set
 from imagefs.cli.report import CASE_WORDS, describe_host, report_text
 from imagefs.cli.text import size_text
@@ -27,6 +32,7 @@ from imagefs.ops.linear import ALGORITHMS, FORENSIC
 from imagefs.ops.plan import DEFAULT_LEVEL, CaptureOptions
 from imagefs.ops.verify import check_digests, verify_image
 from imagefs.store import LocalStore
+from imagefs.store.local import is_being_written
 
 KINDS = {
     "auto": None,
@@ -126,6 +132,7 @@ def case_options(command: Any) -> Any:
 @click.option("--threads", type=click.IntRange(1, 256), help="Default: all cores.")
 @click.option("--rate", callback=parse_size, metavar="SIZE", help="Read at most so many bytes a second: 50M.")
 @click.option("--nice", "nicely", is_flag=True, help="Run when nobody else wants processor or disk.")
+@click.option("--resume", is_flag=True, help="Go on with the capture that was interrupted last.")
 @click.option("--new-source", is_flag=True, help="Another disk than the set's: start a new full image.")
 @click.option(
     "--raw", is_flag=True, help="Capture the bytes of a file even if it is an image of another program."
@@ -147,6 +154,7 @@ def capture(
     threads: int | None,
     rate: int | None,
     nicely: bool,
+    resume: bool,
     new_source: bool,
     raw: bool,
     **case: str,
@@ -174,6 +182,7 @@ def capture(
         hashes=tuple(dict.fromkeys((*hashes, *FORENSIC))) if forensic else hashes,
         case=told,
         throttle=limit.take if limit else None,
+        resume=resume,
     )
     opened = _open(source, live=options.live)
     try:
@@ -185,19 +194,66 @@ def capture(
         store.make()
         if forensic:
             options = replace(options, host=describe_host(read_only=_read_only(opened)))
-        with console.progress() as progress:
-            result = run_capture(opened, store, options, progress)
+        with console.progress() as progress, _stopping(console, opened) as check_stop:
+            result = run_capture(opened, store, replace(options, check_stop=check_stop), progress)
+    except BaseException:
+        _tell_partial(console, store, source, folder)
+        raise
     finally:
         if limit:
             limit.stop()
         if isinstance(opened, DeviceReader):
             opened.close()
-    verify = bool(told) if then_verify is None else then_verify
+    facts = result.info.header.facts
+    verify = "case" in facts if then_verify is None else then_verify
     verified = _verify(console, store, result, threads) if verify else None
-    if forensic:
+    if "host" in facts:
         text = report_text(result.info, verified, verify_ended=time.time_ns())
         store.write_text(result.info.name + REPORT_SUFFIX, text)
     _report(console, store, result, verified)
+
+
+@contextlib.contextmanager
+def _stopping(console: Console, opened: DeviceReader | StreamSource) -> Iterator[Callable[[], None] | None]:
+    """While a device is captured a signal is heeded between two batches, so that a checkpoint can be
+    written; a second one stops at once. A stream cannot be resumed, and may never say anything more."""
+    if isinstance(opened, StreamSource):
+        yield None
+        return
+    heard: list[int] = []
+
+    def hear(number: int, _frame: FrameType | None) -> None:
+        if heard:
+            raise _stop(number)
+        heard.append(number)
+        console.note("imagefs: stopping; once more to stop at once")
+
+    def check_stop() -> None:
+        if heard:
+            raise _stop(heard[0])
+
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {n: signal.signal(n, hear) for n in numbers if signal.getsignal(n) is not signal.SIG_IGN}
+    try:
+        yield check_stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _stop(number: int) -> BaseException:
+    return KeyboardInterrupt() if number == signal.SIGINT else Terminated(number)
+
+
+def _tell_partial(console: Console, store: LocalStore, source: str, folder: str) -> None:
+    """After a capture that failed: how to go on, where there is something to go on with."""
+    with contextlib.suppress(ImagefsError):
+        for found in store.partials():
+            if not is_being_written(os.path.join(store.url, found.name)):
+                words = shlex.join(["imagefs", "capture", source, folder, "--resume"])
+                console.note(f"imagefs: what was done is kept; go on with: {words}")
+                console.kept = True
+                return
 
 
 def _case_data(given: dict[str, str]) -> dict[str, str]:

@@ -31,6 +31,8 @@ class Console:
         self.debug = debug
         self.zone: tzinfo | None = None
         self.exit_code = 0
+        #: Something half-done was kept on purpose, and the user was told.
+        self.kept = False
         self._log = log
         self._findings: list[str] = []
         self._stream_open = False

@@ -61,7 +61,7 @@ def image_document(image: DiskImage, folder: str) -> dict[str, Any]:
         "tool": header.facts.get("tool", ""),
         "note": header.facts.get("note", ""),
         "case": header.facts.get("case", {}),
-        "host": summary.facts.get("host", {}),
+        "host": header.facts.get("host", {}),
         "digests": linear_digests(info),
         "states": _states(disk.chain.table, disk),
         "layer_states": _layer_states(disk),

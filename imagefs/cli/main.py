@@ -146,7 +146,8 @@ def _console(context: click.Context, words: list[str]) -> Console:
 
 
 def _interrupted(context: click.Context, number: int) -> int:
-    _console(context, []).note("imagefs: interrupted; nothing half-done was left behind")
+    console = _console(context, [])
+    console.note("imagefs: interrupted" + ("" if console.kept else "; nothing half-done was left behind"))
     return 128 + number
 
 

@@ -52,7 +52,7 @@ def report_text(info: ImageInfo, verified: Mapping[str, bool] | None, *, verify_
     """The report on a finished image. ``verified`` is what re-reading it showed of each digest."""
     header, summary = info.header, info.summary
     case, source = _dict(header.facts.get("case")), _dict(header.facts.get("source"))
-    host, digests = _dict(summary.facts.get("host")), _dict(summary.facts.get("digests"))
+    host, digests = _dict(header.facts.get("host")), _dict(summary.facts.get("digests"))
     sectors, rest = divmod(summary.disk_size, header.sector_size)
     hidden = _dict(host.get("hidden"))
     blocks = [

@@ -14,7 +14,7 @@ from imagefs.cli.command import common
 from imagefs.cli.console import Console, default_set
 from imagefs.cli.facts import CONSISTENCY, image_document, image_row, linear_digests
 from imagefs.cli.report import CASE_WORDS
-from imagefs.cli.text import age_text, one_line, quote, size_text, time_text
+from imagefs.cli.text import age_text, one_line, quote, size_text, time_json, time_text
 from imagefs.cli.wiring import choose_image, open_disk, open_set
 from imagefs.errors import ChainError, StoreError, UsageError
 from imagefs.image.catalog import REPORT_SUFFIX, Catalog, ImageInfo, scan
@@ -31,13 +31,16 @@ STRONGEST = ("sha512", "sha256", "sha1", "md5")
 
 @click.command("list")
 @click.argument("set_", metavar="[SET]", required=False, type=click.Path())
+@click.option("--clean-partials", is_flag=True, help="Remove unfinished images that nobody is writing.")
 @common
-def list_command(console: Console, set_: str | None) -> None:
+def list_command(console: Console, set_: str | None, clean_partials: bool) -> None:
     """Show the images of SET as a tree: what needs what, sizes, ages, and unfinished ones.
 
     An image is indented below the one it needs, so space is freed from the leaves.
     """
     store = open_set(set_ or default_set())
+    if clean_partials:
+        _clean_partials(console, store)
     catalog = scan(store)
     console.document(_list_document(catalog, store))
     for line in _tree_lines(console, catalog):
@@ -68,6 +71,7 @@ def _list_document(catalog: Catalog, store: LocalStore) -> dict[str, Any]:
             {
                 "path": os.path.join(store.url, found.name),
                 "size": found.size,
+                "modified": time_json(found.mtime_ns),
                 "in_progress": is_being_written(os.path.join(store.url, found.name)),
             }
             for found in catalog.partials
@@ -107,12 +111,27 @@ def _image_line(console: Console, catalog: Catalog, info: ImageInfo, depth: int)
     )
 
 
+def _clean_partials(console: Console, store: LocalStore) -> None:
+    """Under the set's lock, so that no capture is just beginning."""
+    lock = store.lock()
+    try:
+        for found in list(store.partials()):
+            if not is_being_written(os.path.join(store.url, found.name)):
+                store.delete(found.name)
+                console.line(f"removed {found.name}, {size_text(found.size)} freed")
+    finally:
+        lock.release()
+
+
 def _partial_line(store: LocalStore, found: ObjectInfo) -> str:
     path = os.path.join(store.url, found.name)
     if is_being_written(path):
         return f"{found.name}: {size_text(found.size)} so far, a capture is at work on it"
-    shown = quote(os.fsencode(path))
-    return f"{found.name}: unfinished, {size_text(found.size)}; a capture was killed; be rid of it with: rm -f {shown}"
+    age = age_text(found.mtime_ns, time.time_ns())
+    return (
+        f"{found.name}: unfinished, {size_text(found.size)}, {age}; "
+        "go on with `capture --resume`, or be rid of it with `list --clean-partials`"
+    )
 
 
 # -- info -----------------------------------------------------------------------------------------

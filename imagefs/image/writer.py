@@ -6,9 +6,10 @@ more, and ``abort`` leaves no trace.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -64,6 +65,13 @@ class PendingRows:
     def __len__(self) -> int:
         return len(self.chunk_no)
 
+    def add(self, rows: Rows) -> None:
+        self.chunk_no += rows.chunk_no.tolist()
+        self.offset += rows.offset.tolist()
+        self.stored_length += rows.stored_length.tolist()
+        self.codec += rows.codec.tobytes()
+        self.digest += rows.digest.tobytes()
+
     def rows(self, start: int = 0) -> Rows:
         return make_rows(
             self.chunk_no[start:],
@@ -93,6 +101,12 @@ class RunList:
         self._count.append(count)
         self._state.append(state)
 
+    def take(self, runs: Runs) -> None:
+        """Append runs as they are."""
+        self._first.extend(runs.first.tolist())
+        self._count.extend(runs.count.tolist())
+        self._state.extend(runs.state.tolist())
+
     def runs(self, start: int = 0) -> Runs:
         """Those from number ``start`` on."""
         return Runs(
@@ -115,6 +129,7 @@ class ImageWriter:
         header: Header,
         *,
         clock: Callable[[], float] = time.monotonic,
+        fresh: bool = True,
     ) -> None:
         self.header = header
         self._out = out
@@ -131,7 +146,8 @@ class ImageWriter:
         self._sound = True
         self._header_bytes = encode_header(header)
         _same(decode_header(self._header_bytes), header, "header")
-        self._out.append(self._header_bytes)
+        if fresh:
+            self._out.append(self._header_bytes)
 
     @property
     def position(self) -> int:
@@ -195,9 +211,39 @@ class ImageWriter:
         offset, data = self._out.position, encode_checkpoint(point)
         decode_checkpoint(data, offset=offset)
         self._out.append(data)
+        # Only the frames behind the checkpoint before can be lost with the machine.
+        self._out.sync()
+        self._set_point(point.number, offset)
+        self._sound = True
+
+    def take_up(self, points: Sequence[Checkpoint], told: Iterable[Told], *, offset: int) -> None:
+        """Go on behind the last of ``points``, which lies at ``offset``, in a writer made with ``fresh=False``.
+
+        ``told`` is everything that was written until then, in disk order.
+        """
+        self._enter()
+        for point in points:
+            if point.blocks:  # then the rows are all that were in no block yet
+                self._blocks += point.blocks
+                self._pending = PendingRows()
+            self._pending.add(point.rows)
+            self._runs.take(point.runs)
+            self._ranges.take(point.ranges)
+        for part in told:
+            self._counts[part.state] += part.count
+            self._frame_bytes += part.frame_bytes
+            self._view.add(part.shown, part.first, part.count, part.digests)
+            self.next_chunk += part.count
+        last = points[-1]
+        if self.next_chunk != last.next_chunk:
+            raise IntegrityError("the checkpoints of the unfinished image do not describe all of it")
+        self._set_point(last.number, offset)
+        self._sound = True
+
+    def _set_point(self, number: int, offset: int) -> None:
         self._point = _LastPoint(
             self._clock(),
-            point.number,
+            number,
             offset,
             self.next_chunk,
             len(self._blocks),
@@ -205,7 +251,20 @@ class ImageWriter:
             len(self._runs),
             len(self._ranges),
         )
-        self._sound = True
+
+    def suspend(self, *, checkpoint: bool) -> bool:
+        """Leave a partial that can be taken up again, with a last checkpoint where the writer is sound.
+
+        False when there is none to go on from; then nothing was done.
+        """
+        if checkpoint and self._sound and self.next_chunk > self._point.chunk:
+            with contextlib.suppress(ImagefsError):
+                self.checkpoint()
+        if not self._point.number:
+            return False
+        self._sound = False
+        self._out.suspend()
+        return True
 
     def finish(self, summary: Summary, stands_for: Sequence[StandsFor] = ()) -> Summary:
         """Write sections and footer and commit. Gives the summary as it stands in the image.
@@ -298,6 +357,18 @@ class ImageWriter:
         data = encode_footer(footer)
         _same(decode_footer(data, footer.object_size), footer, "footer")
         self._out.append(table + data)
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """A stretch of an unfinished image: ``state`` in this layer, ``shown`` in the view it resolves to."""
+
+    state: State
+    shown: State
+    first: int
+    count: int
+    digests: bytes = b""
+    frame_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

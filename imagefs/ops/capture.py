@@ -11,17 +11,20 @@ from typing import Any
 from imagefs.block.devices import DeviceReader
 from imagefs.block.foreign import ForeignImage, identify
 from imagefs.block.views import BytesReader
-from imagefs.errors import FormatError, SourceError, StoreFull
+from imagefs.errors import FormatError, SourceError, StoreFull, UsageError
 from imagefs.format.fields import encode_facts
 from imagefs.format.header import Header
 from imagefs.format.trailer import Summary
 from imagefs.image.catalog import Catalog, ImageInfo, image_name, read_info, scan
+from imagefs.image.disk import VirtualDisk
+from imagefs.image.resume import resumed_writer
 from imagefs.image.writer import ImageWriter, abort_on_error
-from imagefs.interfaces import NoProgress, ObjectStore, Progress
+from imagefs.interfaces import NoProgress, ObjectStore, ObjectWriter, Progress
 from imagefs.ops.linear import LinearDigests
 from imagefs.ops.pieces import CaptureJob, Source
-from imagefs.ops.plan import CaptureOptions, Plan, SourceFacts, make_header, make_plan
+from imagefs.ops.plan import CaptureOptions, SourceFacts, make_header, make_plan
 from imagefs.ops.pump import BATCH_BYTES, default_threads
+from imagefs.ops.resume import check_source, feed_again, find_parent, newest_partial, resumed_options
 from imagefs.ops.source import describe_source
 
 #: Consistency, as the summary keeps it (FORMAT.md, 6).
@@ -52,13 +55,16 @@ def capture(
     options: CaptureOptions,
     progress: Progress | None = None,
 ) -> CaptureResult:
-    """Make one image of ``source`` in ``store``. Takes the set's lock; leaves all or nothing.
+    """Make one image of ``source`` in ``store``. Takes the set's lock.
 
-    Raises SourceError, StoreError, ChainError, UsageError; the set is then as it was before.
+    Raises SourceError, StoreError, ChainError, UsageError; the set is then as it was before. What was
+    stopped by a signal, a full store or a failing device leaves a partial that ``options.resume`` goes
+    on with, once there is a checkpoint.
     """
     lock = store.lock()
     try:
-        return _capture(source, scan(store), options, progress or NoProgress())
+        work = _resume if options.resume else _capture
+        return work(source, scan(store), options, progress or NoProgress())
     finally:
         lock.release()
 
@@ -68,37 +74,74 @@ def _capture(source: Source, catalog: Catalog, options: CaptureOptions, progress
     first, head = _look_at(source, options)
     if not options.raw:
         _refuse_foreign(identify(head), source.path)
-    sector_size = _sector_size(source)
-    identity, volumes = describe_source(head, sector_size=sector_size)
-    disk_size = source.size if isinstance(source, DeviceReader) else None
-    facts = SourceFacts(identity, disk_size, sector_size)
+    facts, volumes = _facts(source, head)
     plan = make_plan(catalog, options, facts)
     header = make_header(plan, catalog, options, facts)
-    summary = _summary(header, options, volumes, stream=disk_size is None)
-    with _job(source, header, plan, catalog, options, progress) as (job, digests):
-        name = _write_image(catalog, header, job, digests, summary, first, progress)
+    summary = _summary(header, options, volumes, stream=facts.disk_size is None)
+    with _job(source, header, plan.parent, catalog, options, progress) as (job, digests, _):
+        name = image_name(header)
+        out = catalog.store.create(name)
+        with _kept_or_gone(out, job) as keep:
+            writer = keep.writer = ImageWriter(out, header)
+            job.run(writer, first)
+            progress.start("finish", None)
+            writer.finish(_finished(summary, job, digests))
+    return _result(catalog, name, job, begun, plan.warnings)
+
+
+def _resume(source: Source, catalog: Catalog, options: CaptureOptions, progress: Progress) -> CaptureResult:
+    """Go on with the newest unfinished capture of the set."""
+    begun = time.monotonic()
+    if not isinstance(source, DeviceReader):
+        raise UsageError(
+            "standard input cannot be resumed: its beginning is gone", hint="start a new capture"
+        )
+    facts, volumes = _facts(source, source)
+    partial = newest_partial(catalog, facts)
+    try:
+        header, options = partial.header, resumed_options(options, partial)
+        parent = find_parent(catalog, partial)
+        summary = _summary(header, options, volumes, stream=False)
+        with _job(source, header, parent, catalog, options, progress) as (job, digests, disk):
+            check_source(source, partial, disk, facts)
+            if digests is not None:
+                progress.start("digests", None)
+                feed_again(digests, partial, disk, source.size)
+            out = catalog.store.reopen(partial.name, partial.end)
+            with _kept_or_gone(out, job) as keep:
+                writer = keep.writer = resumed_writer(partial, out, disk)
+                job.run(writer)
+                progress.start("finish", None)
+                writer.finish(_finished(summary, job, digests))
+    finally:
+        partial.close()
+    return _result(catalog, image_name(header), job, begun, ())
+
+
+def _facts(source: Source, head: DeviceReader | BytesReader) -> tuple[SourceFacts, list[dict[str, Any]]]:
+    size, sector_size = (source.size, source.sector_size) if isinstance(source, DeviceReader) else (None, 512)
+    identity, volumes = describe_source(head, sector_size=sector_size)
+    return SourceFacts(identity, size, sector_size), volumes
+
+
+def _result(
+    catalog: Catalog, name: str, job: CaptureJob, begun: float, warnings: tuple[str, ...]
+) -> CaptureResult:
     made = read_info(catalog.store, name)
-    seconds = time.monotonic() - begun
-    return CaptureResult(
-        made,
-        job.read_bytes,
-        made.tail.size,
-        seconds,
-        plan.warnings,
-    )
+    return CaptureResult(made, job.read_bytes, made.tail.size, time.monotonic() - begun, warnings)
 
 
 @contextmanager
 def _job(
     source: Source,
     header: Header,
-    plan: Plan,
+    parent_info: ImageInfo | None,
     catalog: Catalog,
     options: CaptureOptions,
     progress: Progress,
-) -> Iterator[tuple[CaptureJob, LinearDigests | None]]:
+) -> Iterator[tuple[CaptureJob, LinearDigests | None, VirtualDisk | None]]:
     """The pump with all it reads through, closed again on every way out."""
-    parent = catalog.open_disk(plan.parent) if plan.parent else None
+    parent = catalog.open_disk(parent_info) if parent_info else None
     digests = LinearDigests(options.hashes) if options.hashes else None
     try:
         yield (
@@ -110,8 +153,10 @@ def _job(
                 progress=progress,
                 digests=digests,
                 throttle=options.throttle,
+                check_stop=options.check_stop,
             ),
             digests,
+            parent,
         )
     finally:
         for each in (parent, digests):
@@ -119,31 +164,37 @@ def _job(
                 each.close()
 
 
-def _write_image(
-    catalog: Catalog,
-    header: Header,
-    job: CaptureJob,
-    digests: LinearDigests | None,
-    summary: Summary,
-    first: bytes,
-    progress: Progress,
-) -> str:
-    """The image from its header to its commit; gives its object's name. All or nothing."""
-    name = image_name(header)
-    out = catalog.store.create(name)
+@dataclass(slots=True)
+class _Kept:
+    """The writer of an image under way, once there is one."""
+
+    writer: ImageWriter | None = None
+
+
+@contextmanager
+def _kept_or_gone(out: ObjectWriter, job: CaptureJob) -> Iterator[_Kept]:
+    """On an error the partial is kept where it can be resumed, else removed.
+
+    A signal (no Exception) gets a last checkpoint; a full store and a failing device leave the last
+    one there is. After any other error the partial is not worth going on with.
+    """
+    kept = _Kept()
     try:
-        writer = ImageWriter(out, header)
-        job.run(writer, first)
-        progress.start("finish", None)
-        writer.finish(_finished(summary, job, digests))
-    except StoreFull as error:
-        told = _name_space(error, job, out.position)
-        abort_on_error(out, told)
-        raise told from error
+        yield kept
     except BaseException as error:
-        abort_on_error(out, error)
+        told = _name_space(error, job, out.position) if isinstance(error, StoreFull) else error
+        asked = not isinstance(error, Exception)
+        worth = (
+            asked
+            or isinstance(error, StoreFull)
+            or (isinstance(error, SourceError) and "errno" in error.data)
+        )
+        resumable = worth and job.size is not None and kept.writer is not None
+        if not (resumable and kept.writer and kept.writer.suspend(checkpoint=asked)):
+            abort_on_error(out, told)
+        if told is not error:
+            raise told from error
         raise
-    return name
 
 
 def _look_at(source: Source, options: CaptureOptions) -> tuple[bytes, DeviceReader | BytesReader]:
@@ -161,10 +212,6 @@ def _refuse_foreign(found: ForeignImage | None, path: str) -> None:
         raise SourceError(f"{path} is {found.name}, not a raw disk", hint=hint, kind=found.kind)
 
 
-def _sector_size(source: Source) -> int:
-    return source.sector_size if isinstance(source, DeviceReader) else 512
-
-
 def _summary(
     header: Header,
     options: CaptureOptions,
@@ -174,8 +221,6 @@ def _summary(
 ) -> Summary:
     consistency = LIVE if options.live else NOBODY_KNOWS if stream else OFFLINE
     facts: dict[str, Any] = {"volumes": volumes}
-    if options.host:
-        facts["host"] = dict(options.host)
     _make_fit(facts)
     return Summary(0, header.created, 0, bytes(32), consistency=consistency, facts=facts)
 

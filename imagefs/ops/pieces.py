@@ -110,6 +110,7 @@ class CaptureJob:
         rescue: Around | None = None,
         digests: LinearDigests | None = None,
         throttle: Callable[[int], None] | None = None,
+        check_stop: Callable[[], None] | None = None,
     ) -> None:
         self._source = source
         self._header = header
@@ -120,6 +121,7 @@ class CaptureJob:
         self._rescue = rescue
         self._digests = digests
         self._throttle = throttle
+        self._check_stop = check_stop
         self._chunk = header.chunk_size
         self._zeros = bytes(self._chunk)
         self.size = source.size if isinstance(source, DeviceReader) else None
@@ -142,6 +144,8 @@ class CaptureJob:
             for done in results:
                 self._take(writer, done)
                 writer.checkpoint_if_due()
+                if self._check_stop is not None:
+                    self._check_stop()
         finally:
             results.close()
         if isinstance(self._source, DeviceReader):

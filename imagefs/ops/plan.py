@@ -28,7 +28,8 @@ class CaptureOptions:
 
     ``mode`` None is that of the set's newest image. ``hashes`` are linear digests of the whole device
     (``linear.ALGORITHMS``), ``case`` and ``host`` what an examiner's report tells of case and machine;
-    both are text by name. ``throttle`` is told how many bytes are about to be read. ``live`` says that
+    both are text by name. ``throttle`` is told how many bytes are about to be read; ``check_stop`` is
+    called between batches and raises to stop. ``resume`` goes on with an unfinished capture. ``live`` says that
     the source was in use and the user knows; ``raw`` captures the bytes of a file even where they are
     another program's image.
     """
@@ -46,6 +47,8 @@ class CaptureOptions:
     case: Mapping[str, str] = field(default_factory=dict)
     host: Mapping[str, str] = field(default_factory=dict)
     throttle: Callable[[int], None] | None = None
+    check_stop: Callable[[], None] | None = None
+    resume: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +149,10 @@ def make_header(plan: Plan, catalog: Catalog, options: CaptureOptions, source: S
     if options.note:
         # Raw bytes of the command line that are no text cannot be kept as they are.
         facts["note"] = options.note.encode("utf-8", "replace").decode()
+    if options.hashes:
+        facts["hashes"] = list(options.hashes)
+    if options.host:
+        facts["host"] = dict(options.host)
     if options.case:
         facts["case"] = {
             name: value.encode("utf-8", "replace").decode() for name, value in options.case.items()

@@ -30,6 +30,8 @@ def describe_source(reader: Reader, *, sector_size: int) -> tuple[dict[str, Any]
             "serial": found.serial,
             "wwn": found.wwn,
             "partition": found.partition,
+            # Of a file it shows whether an interrupted capture can be resumed.
+            "mtime_ns": 0 if reader.is_device else reader.mtime_ns,
         }
     try:
         table = read_table(reader, sector_size=sector_size)

@@ -83,6 +83,15 @@ class LocalStore:
             )
         return LocalWriter(path, owner=self.folder)
 
+    def open_partial(self, name: str, /) -> LocalReader:
+        return LocalReader(self._path(name))
+
+    def reopen(self, name: str, size: int, /) -> LocalWriter:
+        path = self._path(name.removesuffix(PARTIAL))
+        if os.path.lexists(path):
+            raise StoreError(f"{path} is finished already", hint="remove the partial", path=str(path))
+        return LocalWriter(path, owner=self.folder, keep=size)
+
     def delete(self, name: str, /) -> None:
         path = self._path(name)
         try:
@@ -186,26 +195,37 @@ class LocalReader:
 
 
 class LocalWriter:
-    """Appends to ``PATH.partial``; see the module's docstring for how it becomes ``PATH``."""
+    """Appends to ``PATH.partial``; see the module's docstring for how it becomes ``PATH``.
 
-    def __init__(self, path: Path, *, owner: Path) -> None:
+    ``keep`` goes on with a partial that is there, behind so many bytes.
+    """
+
+    def __init__(self, path: Path, *, owner: Path, keep: int | None = None) -> None:
         self._path = path
         self._partial = path.with_name(path.name + PARTIAL)
         self._parts: list[bytes | memoryview] = []
-        self._waiting = self._written = self._sent = 0
+        self._waiting = 0
+        self._written = self._sent = keep or 0
         self._broken = False
         try:
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+            flags = os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW
+            flags |= os.O_CREAT | os.O_EXCL if keep is None else 0
             self._fd = os.open(self._partial, flags, 0o600)
         except OSError as error:
             raise _failed("create", self._partial, error) from error
         try:
             # A lock on the file itself tells a listing that this partial is still being written.
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if keep is not None:
+                os.ftruncate(self._fd, keep)
+                os.lseek(self._fd, keep, os.SEEK_SET)
             _give(self._fd, like=owner)
         except OSError as error:
-            self.abort()
-            raise _failed("create", self._partial, error) from error
+            if keep is None:
+                self.abort()
+            else:
+                self._close()
+            raise _failed("create" if keep is None else "go on with", self._partial, error) from error
 
     @property
     def position(self) -> int:
@@ -217,6 +237,22 @@ class LocalWriter:
         self._waiting += len(data)
         if self._waiting >= BUFFER or len(self._parts) >= MAX_PARTS:
             self._flush()
+
+    def sync(self) -> None:
+        self._check()
+        self._flush()
+        try:
+            os.fdatasync(self._fd)
+        except OSError as error:
+            self._broken = True
+            raise _failed("write", self._path, error) from error
+
+    def suspend(self) -> None:
+        """Also after a failure: what reached the partial stays."""
+        if self._fd >= 0:
+            with contextlib.suppress(StoreError):
+                self.sync()
+            self._close()
 
     def commit(self) -> None:
         self._check()

@@ -40,6 +40,17 @@ class MemoryStore:
         self.unfinished[name] = bytearray()
         return MemoryWriter(self, name)
 
+    def open_partial(self, name: str, /) -> BytesReader:
+        if name not in self.unfinished:
+            raise StoreError(f"there is no unfinished object {name}", path=name)
+        return BytesReader(bytes(self.unfinished[name]))
+
+    def reopen(self, name: str, size: int, /) -> MemoryWriter:
+        if name not in self.unfinished:
+            raise StoreError(f"there is no unfinished object {name}", path=name)
+        del self.unfinished[name][size:]
+        return MemoryWriter(self, name)
+
     def delete(self, name: str, /) -> None:
         if self.objects.pop(name, None) is None and self.unfinished.pop(name, None) is None:
             raise StoreError(f"there is no object {name}", path=name)
@@ -81,6 +92,12 @@ class MemoryWriter:
         if self._done:
             raise StoreError(f"object {self._name} is finished", path=self._name)
         self._store.unfinished[self._name] += data
+
+    def sync(self) -> None:
+        pass
+
+    def suspend(self) -> None:
+        self._done = True
 
     def commit(self) -> None:
         if self._done:

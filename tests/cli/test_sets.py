@@ -198,8 +198,10 @@ def test_a_second_capture_is_refused_and_a_killed_one_leaves_no_lock(
     finally:
         slow.kill()
         slow.wait()
-    assert "rm -f" in cli("list", "set").text
+    assert "unfinished" in cli("list", "set").text
     assert cli("capture", "disk.raw", "set").code == 0
+    assert "removed" in cli("list", "set", "--clean-partials").text
+    assert cli("list", "set", "--json").document["partials"] == []
 
 
 @pytest.mark.parametrize(("signal", "code"), [("INT", 130), ("TERM", 143), ("HUP", 129)])

@@ -447,7 +447,9 @@ def test_a_source_that_fails(store: MemoryStore, path: Path, error: BaseExceptio
     with pytest.raises(type(error)):
         watched(store, source)
     assert at <= len(source.reads) <= len(sound.reads), "the other workers may finish their batch"
-    assert store.objects == store.unfinished == {}
+    assert store.objects == {}
+    # A signal leaves what can be resumed; an error of such a small capture leaves nothing.
+    assert store.unfinished == {} or not isinstance(error, Exception)
     store.lock().release()
     assert not [thread for thread in threading.enumerate() if thread.name.startswith(("pump", "read-ahead"))]
 
@@ -467,7 +469,8 @@ def test_a_capture_that_is_cancelled_from_its_progress(store: MemoryStore, path:
     with pytest.raises(KeyboardInterrupt):
         capture(source, store, CaptureOptions(threads=2), Impatient())
     source.close()
-    assert store.objects == store.unfinished == {}
+    assert store.objects == {}
+    assert len(store.unfinished) == 1, "it can be resumed"
 
 
 def test_progress_counts_every_byte_once(store: MemoryStore, path: Path) -> None:

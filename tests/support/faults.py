@@ -63,6 +63,14 @@ class FailingStore:
         self._fuse("create")
         return FailingWriter(self._store.create(name), self._fuse)
 
+    def open_partial(self, name: str, /) -> Reader:
+        self._fuse("open_partial")
+        return self._store.open_partial(name)
+
+    def reopen(self, name: str, size: int, /) -> ObjectWriter:
+        self._fuse("reopen")
+        return FailingWriter(self._store.reopen(name, size), self._fuse)
+
     def delete(self, name: str, /) -> None:
         self._fuse("delete")
         self._store.delete(name)
@@ -90,6 +98,15 @@ class FailingWriter:
     def append(self, data: bytes | memoryview, /) -> None:
         self._guarded("append")
         self._out.append(data)
+
+    def sync(self) -> None:
+        self._guarded("sync")
+        self._out.sync()
+
+    def suspend(self) -> None:
+        if self._fuse.blown and self._fuse.kill:
+            raise PowerCut("suspend")
+        self._out.suspend()
 
     def commit(self) -> None:
         self._guarded("commit")
@@ -125,6 +142,7 @@ class DyingOs:
         "write",
         "writev",
         "fsync",
+        "fdatasync",
         "fchmod",
         "chown",
         "link",

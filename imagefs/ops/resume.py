@@ -1,0 +1,154 @@
+"""Resuming a capture: choosing the partial, proving that the source is still the same, feeding digests again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+
+from imagefs.block.devices import DeviceReader
+from imagefs.errors import ChainError, ImagefsError, SourceError, UsageError
+from imagefs.format.codec import digest_of
+from imagefs.format.index import Rows
+from imagefs.image.catalog import Catalog, ImageInfo
+from imagefs.image.disk import VirtualDisk
+from imagefs.image.resume import Partial, read_partial, stretches
+from imagefs.interfaces import State
+from imagefs.ops.linear import LinearDigests
+from imagefs.ops.plan import CaptureOptions, SourceFacts
+from imagefs.ops.source import difference
+
+#: Chunks of the source that are read again before anything is added.
+SAMPLE = 64
+#: What is fed to the digests at once, in chunks.
+_STEP = 64
+
+
+def newest_partial(catalog: Catalog, facts: SourceFacts) -> Partial:
+    """The unfinished capture that was begun last. Raises UsageError when none can be resumed."""
+    found: list[Partial] = []
+    reasons: list[str] = []
+    for info in catalog.partials:
+        reader = catalog.store.open_partial(info.name)
+        try:
+            found.append(read_partial(reader, info.name, disk_size=facts.disk_size))
+        except ImagefsError as error:
+            reader.close()
+            reasons.append(error.message)
+    if not found:
+        why = f": {reasons[0]}" if reasons else ""
+        raise UsageError(
+            f"{catalog.store.url} holds no unfinished capture that could be resumed{why}",
+            hint="leave --resume out to start a new one",
+        )
+    found.sort(key=lambda partial: partial.header.created)
+    for other in found[:-1]:
+        other.close()
+    return found[-1]
+
+
+def resumed_options(options: CaptureOptions, partial: Partial) -> CaptureOptions:
+    """What the capture was begun with; only threads and limits are this run's."""
+    facts = partial.header.facts
+    hashes, case = facts.get("hashes", []), facts.get("case", {})
+    return replace(
+        options,
+        mode=partial.header.mode,
+        level=partial.header.level,
+        hashes=tuple(str(name) for name in hashes) if isinstance(hashes, list) else (),
+        case=case if isinstance(case, dict) else {},
+    )
+
+
+def find_parent(catalog: Catalog, partial: Partial) -> ImageInfo | None:
+    """The parent that the capture was begun on. Raises ChainError when it is gone or another."""
+    header = partial.header
+    if header.parent is None:
+        return None
+    parent = catalog.by_uuid.get(header.parent)
+    sealed = parent is not None and parent.tail.seal == header.parent_seal
+    if parent is None or not sealed or parent.summary.view != header.parent_view:
+        raise ChainError(
+            f"the parent {header.parent.hex[:8]} of {partial.name} is not in the set any more",
+            hint="start again without --resume",
+        )
+    return parent
+
+
+def check_source(
+    source: DeviceReader, partial: Partial, parent: VirtualDisk | None, facts: SourceFacts
+) -> None:
+    """SourceError unless ``source`` is the disk that ``partial`` was begun on, as it was then."""
+    old = partial.header.facts.get("source")
+    old = old if isinstance(old, dict) else {}
+    reason = difference(old, facts.identity, old_size=source.size, new_size=source.size)
+    if not reason and old.get("size") != source.size:
+        reason = f"it has {source.size} bytes, it had {old.get('size')} when the capture was begun"
+    if not reason and old.get("mtime_ns") != facts.identity.get("mtime_ns"):
+        reason = "it was written to since"
+    if not reason and partial.header.sector_size != facts.sector_size:
+        reason = "its sector size is another"
+    reason = reason or _sampled(source, partial, parent)
+    if reason:
+        raise SourceError(
+            f"{source.path} is not as it was when the capture was begun: {reason}",
+            hint="start a new capture, without --resume",
+            path=source.path,
+        )
+
+
+def _sampled(source: DeviceReader, partial: Partial, parent: VirtualDisk | None) -> str:
+    """Read some chunks of the source again: the first, the last, and others between, whatever their state."""
+    bad, chunk = _bad_chunks(partial), partial.header.chunk_size
+    wanted = np.unique(np.linspace(0, partial.next_chunk - 1, SAMPLE).astype(np.int64))
+    for state, first, count, rows in stretches(partial):
+        low, high = np.searchsorted(wanted, (first, first + count)).tolist()
+        # Of what was stored itself always something, however little it is.
+        chosen = set(wanted[low:high].tolist()) | ({first} if rows is not None and low == high else set())
+        for number in chosen - bad:
+            plain = source.read_at(number * chunk, chunk)
+            if rows is not None:
+                same = digest_of(plain) == rows.digest[number - first].tobytes()
+            elif state is State.ABSENT and parent is not None:
+                same = plain == parent.read_at(number * chunk, chunk)
+            else:
+                same = state is not State.ZERO or not any(plain)
+            if not same:
+                return f"chunk {number} has other bytes"
+    return ""
+
+
+def _bad_chunks(partial: Partial) -> set[int]:
+    """Chunks that hold something skipped or unreadable: the source has other bytes there."""
+    ranges, chunk = partial.ranges(), partial.header.chunk_size
+    edges = zip(ranges.first.tolist(), ranges.count.tolist(), strict=True)
+    return {number for first, count in edges for number in {first // chunk, (first + count - 1) // chunk}}
+
+
+def feed_again(digests: LinearDigests, partial: Partial, parent: VirtualDisk | None, disk_size: int) -> None:
+    """Give ``digests`` what was captured already, from the unfinished image and its parent."""
+    for piece in _plain(partial, parent, disk_size):
+        if isinstance(piece, int):
+            digests.feed_zeros(piece)
+        else:
+            digests.feed(piece)
+
+
+def _plain(partial: Partial, parent: VirtualDisk | None, disk_size: int) -> Iterator[bytes | int]:
+    chunk = partial.header.chunk_size
+    for state, first, count, rows in stretches(partial):
+        start, stop = first * chunk, min((first + count) * chunk, disk_size)
+        if rows is not None:
+            yield from _stored(partial, rows, disk_size)
+        elif state is State.ABSENT and parent is not None:
+            for at in range(start, stop, _STEP * chunk):
+                yield parent.read_at(at, min(_STEP * chunk, stop - at))
+        else:
+            yield stop - start
+
+
+def _stored(partial: Partial, rows: Rows, disk_size: int) -> Iterator[bytes]:
+    chunk = partial.header.chunk_size
+    for i in range(len(rows)):
+        yield partial.plain(rows, i, min(chunk, disk_size - rows.chunk_no.item(i) * chunk))
