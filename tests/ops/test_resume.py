@@ -30,13 +30,8 @@ from tests.support.images import CHUNK, capture_bytes, newest_bytes, noise, text
 
 #: 60 chunks: noise, text, zeros that are holes, zeros that are not, an odd end.
 OLD = noise(7 * CHUNK) + text(9 * CHUNK) + bytes(12 * CHUNK) + noise(20 * CHUNK, 3) + text(11 * CHUNK + 77, 5)
-NEW = (
-    OLD[: 3 * CHUNK]
-    + noise(4 * CHUNK, 9)
-    + OLD[7 * CHUNK : 40 * CHUNK]
-    + bytes(8 * CHUNK)
-    + OLD[48 * CHUNK :]
-)
+NEW = OLD[: 3 * CHUNK] + noise(4 * CHUNK, 9) + OLD[7 * CHUNK : 30 * CHUNK] + noise(11 * CHUNK, 10)
+NEW += bytes(7 * CHUNK) + OLD[48 * CHUNK :]
 
 
 @pytest.fixture(autouse=True)
