@@ -55,6 +55,12 @@ class DeviceReader:
     def identity(self) -> SourceIdentity:
         return identify_source(self.path, self.size)
 
+    def is_same(self, info: os.stat_result) -> bool:
+        """Whether ``info`` is of the very file or device that was opened."""
+        if self.is_device:
+            return stat.S_ISBLK(info.st_mode) and info.st_rdev == self._seen.st_rdev
+        return (info.st_dev, info.st_ino) == (self._seen.st_dev, self._seen.st_ino)
+
     @property
     def mtime_ns(self) -> int:
         """When the file was last written to, as of its opening; ns since 1970."""

@@ -16,13 +16,14 @@ from typing import Any
 import click
 
 from imagefs.block.devices import DeviceReader, StreamSource, open_source
+from imagefs.block.mapfile import not_rescued, read_mapfile
 from imagefs.block.nice import RateLimit, be_nice
 from imagefs.block.usage import check_not_mounted_rw, lies_on
 from imagefs.cli.command import Terminated, common
 from imagefs.cli.console import Console, default_set
 from imagefs.cli.report import CASE_WORDS, describe_host, report_text
 from imagefs.cli.text import size_text
-from imagefs.errors import ImagefsError, SourceError, UsageError
+from imagefs.errors import ImagefsError, SourceError, UsageError, worst_exit
 from imagefs.format.codec import MAX_LEVEL, MIN_LEVEL
 from imagefs.format.header import Kind, Mode
 from imagefs.image.catalog import REPORT_SUFFIX, SUFFIX, scan
@@ -130,6 +131,10 @@ def case_options(command: Any) -> Any:
     help="16K to 4M, a power of two; by default by disk size. A child has its chain's.",
 )
 @click.option("--threads", type=click.IntRange(1, 256), help="Default: all cores.")
+@click.option("--max-errors", type=click.IntRange(0), metavar="N", help="Give up after so many bad sectors.")
+@click.option(
+    "--mapfile", type=click.Path(), help="A ddrescue mapfile: what it calls bad or not tried is not read."
+)
 @click.option("--rate", callback=parse_size, metavar="SIZE", help="Read at most so many bytes a second: 50M.")
 @click.option("--nice", "nicely", is_flag=True, help="Run when nobody else wants processor or disk.")
 @click.option("--resume", is_flag=True, help="Go on with the capture that was interrupted last.")
@@ -152,6 +157,8 @@ def capture(
     level: int,
     chunk_size: int | None,
     threads: int | None,
+    max_errors: int | None,
+    mapfile: str | None,
     rate: int | None,
     nicely: bool,
     resume: bool,
@@ -181,6 +188,8 @@ def capture(
         raw=raw,
         hashes=tuple(dict.fromkeys((*hashes, *FORENSIC))) if forensic else hashes,
         case=told,
+        max_errors=max_errors,
+        known_bad=not_rescued(read_mapfile(mapfile)) if mapfile else (),
         throttle=limit.take if limit else None,
         resume=resume,
     )
@@ -310,6 +319,7 @@ def _report(
         "stored_bytes": result.stored_bytes,
         "seconds": round(result.seconds, 3),
         "digests": result.digests,
+        "unreadable_bytes": result.unreadable_bytes,
         "warnings": list(result.warnings),
     }
     if verified is not None:
@@ -321,6 +331,13 @@ def _report(
         f"  {size_text(result.read_bytes)} read, {size_text(result.stored_bytes)} stored, "
         f"in {result.seconds:.1f} s ({rate}/s)"
     )
+    if result.unreadable_bytes:
+        console.exit_code = worst_exit([console.exit_code, 3])
+        where = f"`imagefs info {shlex.quote(path)}` lists them"
+        counted = ", and count as zeros in the digests" if result.digests else ""
+        console.warn(
+            f"{result.unreadable_bytes} bytes could not be read; they are zeros in the image{counted}; {where}"
+        )
     for name, digest in result.digests.items():
         said = "" if verified is None else "  MATCH" if verified.get(name) else "  MISMATCH"
         console.line(f"  {name:<7} {digest}{said}")

@@ -15,6 +15,8 @@ from imagefs.ops.source import describe_volumes
 
 #: What the summary says of the source, in the words of the command line (FORMAT.md, 6).
 CONSISTENCY = {0: "none", 1: "offline", 2: "snapshot", 3: "none"}
+#: More unreadable ranges than this are not listed in a document.
+MAX_RANGES = 10_000
 SHOWN = (State.STORED, State.ZERO, State.SKIPPED, State.UNREADABLE, State.ABSENT)
 
 
@@ -31,6 +33,14 @@ def image_row(info: ImageInfo, folder: str) -> dict[str, Any]:
         "mode": info.header.mode.name.lower(),
         "consistency": CONSISTENCY.get(info.summary.consistency, "none"),
     }
+
+
+def unreadable_ranges(image: DiskImage) -> list[dict[str, int]]:
+    """What the source could not read when this image was made, in bytes of the disk."""
+    ranges = image.disk.chain.leaf.ranges()
+    lost = ranges.state == State.UNREADABLE
+    rows = zip(ranges.first[lost].tolist(), ranges.count[lost].tolist(), strict=True)
+    return [{"offset": first, "length": count} for first, count in rows]
 
 
 def linear_digests(info: ImageInfo) -> dict[str, str]:
@@ -63,6 +73,7 @@ def image_document(image: DiskImage, folder: str) -> dict[str, Any]:
         "case": header.facts.get("case", {}),
         "host": header.facts.get("host", {}),
         "digests": linear_digests(info),
+        "unreadable": unreadable_ranges(image)[:MAX_RANGES],
         "states": _states(disk.chain.table, disk),
         "layer_states": _layer_states(disk),
         "scheme": image.table.scheme,

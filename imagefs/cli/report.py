@@ -120,7 +120,7 @@ def _errors(info: ImageInfo) -> str:
         return "none"
     sectors = int(errors.get("bytes", 0)) // info.header.sector_size
     return (
-        f"{sectors} sectors of {info.header.sector_size} bytes unreadable, {errors.get('retries', 0)} retries; "
+        f"{sectors} sectors of {info.header.sector_size} bytes unreadable, {errors.get('reads', 0)} reads around them; "
         "they count as zeros in the hashes"
     )
 

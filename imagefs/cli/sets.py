@@ -10,9 +10,10 @@ from typing import Any
 import click
 
 from imagefs.block.devices import open_source
+from imagefs.block.mapfile import format_mapfile
 from imagefs.cli.command import common
 from imagefs.cli.console import Console, default_set
-from imagefs.cli.facts import CONSISTENCY, image_document, image_row, linear_digests
+from imagefs.cli.facts import CONSISTENCY, image_document, image_row, linear_digests, unreadable_ranges
 from imagefs.cli.report import CASE_WORDS
 from imagefs.cli.text import age_text, one_line, quote, size_text, time_json, time_text
 from imagefs.cli.wiring import choose_image, open_disk, open_set
@@ -22,7 +23,10 @@ from imagefs.interfaces import Finding, ObjectInfo
 from imagefs.ops.verify import LEVELS, Verifier, VerifyReport, compare
 from imagefs.store import LocalStore
 from imagefs.store.local import is_being_written
+from imagefs.version import VERSION
 
+#: Unreadable ranges that `info` lists.
+SHOWN_RANGES = 20
 #: The order in which `info --hashes` chooses.
 STRONGEST = ("sha512", "sha256", "sha1", "md5")
 
@@ -140,14 +144,20 @@ def _partial_line(store: LocalStore, found: ObjectInfo) -> str:
 @click.command()
 @click.argument("image", required=False)
 @click.option("--hashes", is_flag=True, help="Only the digest of disk.raw, as `sha256sum -c` takes it.")
+@click.option("--mapfile", is_flag=True, help="Only what could not be read, as a ddrescue mapfile.")
 @common
-def info(console: Console, image: str | None, hashes: bool) -> None:
+def info(console: Console, image: str | None, hashes: bool, mapfile: bool) -> None:
     """Everything about one IMAGE: what it is, what it needs, its states and volumes."""
     catalog, found = choose_image(console, image)
     if hashes:
         _say_hashes(console, found)
         return
     with open_disk(catalog, found) as disk:
+        if mapfile:
+            bad = [(row["offset"], row["length"]) for row in unreadable_ranges(disk)]
+            for line in format_mapfile(bad, disk.size, comment=f"imagefs {VERSION}"):
+                console.line(line)
+            return
         facts = image_document(disk, catalog.store.url)
         for finding in disk.table.findings:
             console.warn(finding.message)
@@ -204,7 +214,12 @@ def _info_lines(console: Console, catalog: Catalog, found: ImageInfo, facts: dic
         ("this layer", _states_text(facts["layer_states"])),
         ("table", f"{facts['scheme']} {facts['disk_id']}".strip()),
     ]
-    return [f"{name:<12} {value}" for name, value in rows] + [_volume_line(row) for row in facts["volumes"]]
+    lines = [f"{name:<12} {value}" for name, value in rows] + [_volume_line(row) for row in facts["volumes"]]
+    bad = facts["unreadable"]
+    lines += [f"  unreadable: {row['length']} bytes at {row['offset']}" for row in bad[:SHOWN_RANGES]]
+    return lines + (
+        [f"  and {len(bad) - SHOWN_RANGES} more; all with --mapfile"] if len(bad) > SHOWN_RANGES else []
+    )
 
 
 def _states_text(states: dict[str, int]) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 from imagefs.block.devices import DeviceReader
 from imagefs.block.foreign import ForeignImage, identify
+from imagefs.block.rescue import Rescue
 from imagefs.block.views import BytesReader
 from imagefs.errors import FormatError, SourceError, StoreFull, UsageError
 from imagefs.format.fields import encode_facts
@@ -47,6 +48,11 @@ class CaptureResult:
     def digests(self) -> dict[str, str]:
         """The linear digests by name, in hex."""
         return dict(self.info.summary.facts.get("digests", {}))
+
+    @property
+    def unreadable_bytes(self) -> int:
+        """What the source could not read."""
+        return int(self.info.summary.facts.get("errors", {}).get("bytes", 0))
 
 
 def capture(
@@ -143,7 +149,10 @@ def _job(
     """The pump with all it reads through, closed again on every way out."""
     parent = catalog.open_disk(parent_info) if parent_info else None
     digests = LinearDigests(options.hashes) if options.hashes else None
+    rescue = None
     try:
+        if isinstance(source, DeviceReader):
+            rescue = Rescue(source, max_errors=options.max_errors, known_bad=options.known_bad)
         yield (
             CaptureJob(
                 source,
@@ -151,6 +160,7 @@ def _job(
                 parent,
                 threads=options.threads or default_threads(),
                 progress=progress,
+                rescue=rescue,
                 digests=digests,
                 throttle=options.throttle,
                 check_stop=options.check_stop,
@@ -159,7 +169,7 @@ def _job(
             parent,
         )
     finally:
-        for each in (parent, digests):
+        for each in (parent, digests, rescue):
             if each is not None:
                 each.close()
 
@@ -237,6 +247,8 @@ def _finished(summary: Summary, job: CaptureJob, digests: LinearDigests | None) 
     facts = dict(summary.facts)
     if digests is not None:
         facts["digests"] = digests.finish()
+    if job.unreadable_bytes:
+        facts["errors"] = {"bytes": job.unreadable_bytes, "reads": job.retries}
     return replace(summary, disk_size=job.done, read_bytes=job.read_bytes, ended=time.time_ns(), facts=facts)
 
 

@@ -5,12 +5,12 @@ source → chunks → zero? → digest → same as the parent's? → compress �
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import Protocol
 
 from imagefs.block.devices import DeviceReader, StreamSource
+from imagefs.block.rescue import Rescue
 from imagefs.block.views import extents_of
 from imagefs.format.codec import digest_of, make_frame
 from imagefs.format.header import Header
@@ -20,23 +20,6 @@ from imagefs.interfaces import Progress, State
 from imagefs.ops.linear import LinearDigests
 from imagefs.ops.pump import BATCH_BYTES, ordered_map, read_ahead
 from imagefs.ops.skips import NOTHING, Skips
-
-
-class Found(Protocol):
-    """What came of a read: ``data`` with zeros where ``bad`` (offset, length) could not be read."""
-
-    @property
-    def data(self) -> bytes: ...
-
-    @property
-    def bad(self) -> Sequence[tuple[int, int]]: ...
-
-
-class Around(Protocol):
-    """Reads a device around what cannot be read; only ``wanted`` (offset, length) matters, if given."""
-
-    def read(self, offset: int, length: int, wanted: Sequence[tuple[int, int]] | None, /) -> Found: ...
-
 
 Source = DeviceReader | StreamSource
 #: A batch of a device: larger than a stream's, which has to come first, so fewer are handed over.
@@ -89,6 +72,7 @@ class Done:
     pieces: list[Piece] = field(default_factory=list)
     bad: list[tuple[int, int]] = field(default_factory=list)
     plain: list[bytes | bytearray] = field(default_factory=list)
+    retries: int = 0
 
 
 class CaptureJob:
@@ -107,7 +91,7 @@ class CaptureJob:
         threads: int,
         progress: Progress,
         skips: Skips = NOTHING,
-        rescue: Around | None = None,
+        rescue: Rescue | None = None,
         digests: LinearDigests | None = None,
         throttle: Callable[[int], None] | None = None,
         check_stop: Callable[[], None] | None = None,
@@ -164,6 +148,7 @@ class CaptureJob:
                 self._digests.feed_zeros(batch.length)
         self.done += batch.length
         self.unreadable_bytes += sum(length for _, length in done.bad)
+        self.retries += done.retries
         self.read_bytes += batch.length if batch.state is State.STORED else 0
         if batch.state is not State.SKIPPED:
             self._progress.advance(batch.length)
@@ -265,6 +250,7 @@ class CaptureJob:
             found = self._rescue.read(at, length, _between(skipped, at, at + length) if skipped else None)
             data = found.data
             done.bad += found.bad
+            done.retries += found.retries
         if skipped:
             data = bytearray(data)
             for first, end in skipped:

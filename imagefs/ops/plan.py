@@ -28,7 +28,8 @@ class CaptureOptions:
 
     ``mode`` None is that of the set's newest image. ``hashes`` are linear digests of the whole device
     (``linear.ALGORITHMS``), ``case`` and ``host`` what an examiner's report tells of case and machine;
-    both are text by name. ``throttle`` is told how many bytes are about to be read; ``check_stop`` is
+    both are text by name. More than ``max_errors`` unreadable sectors end it; ``known_bad`` (offset, length)
+    are not even tried. ``throttle`` is told how many bytes are about to be read; ``check_stop`` is
     called between batches and raises to stop. ``resume`` goes on with an unfinished capture. ``live`` says that
     the source was in use and the user knows; ``raw`` captures the bytes of a file even where they are
     another program's image.
@@ -46,6 +47,8 @@ class CaptureOptions:
     hashes: tuple[str, ...] = ()
     case: Mapping[str, str] = field(default_factory=dict)
     host: Mapping[str, str] = field(default_factory=dict)
+    max_errors: int | None = None
+    known_bad: tuple[tuple[int, int], ...] = ()
     throttle: Callable[[int], None] | None = None
     check_stop: Callable[[], None] | None = None
     resume: bool = False

@@ -35,6 +35,7 @@ NAME = "x.imagefs"
 class Found:
     data: bytes
     bad: list[tuple[int, int]]
+    retries: int = 0
 
 
 class BadSectors:
@@ -66,7 +67,7 @@ def captured(path: Path, skips: list[tuple[int, int]], bad: set[int]) -> tuple[M
         threads=2,
         progress=NoProgress(),
         skips=Skips(columns[0], columns[1]),
-        rescue=BadSectors(source, bad),
+        rescue=BadSectors(source, bad),  # type: ignore[arg-type]
         digests=digests,
     )
     writer = ImageWriter(store.create(NAME), header)

@@ -11,9 +11,12 @@ import contextlib
 import gzip
 import lzma
 import os
+import shlex
+import subprocess
 import tarfile
+import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -25,6 +28,7 @@ __all__ = [
     "ToolError",
     "corpus_file",
     "corpus_folder",
+    "failing_disk",
     "loop_device",
     "loop_mounted",
     "need_tool",
@@ -148,3 +152,38 @@ def loop_mounted(path: Path, folder: Path, *, fs_type: str, options: str = "ro")
             yield folder
         finally:
             run_tool(["umount", folder])
+
+
+@contextlib.contextmanager
+def failing_disk(content: Path, place: Path, bad: Sequence[int]) -> Iterator[Path]:
+    """The file ``content`` at ``place``, with EIO for every read that touches one of the ``bad`` sectors
+    of 512 bytes: a server of block devices shown as a file through FUSE."""
+    need_tool("nbdkit", "nbdfuse", "fusermount3")
+    size = content.stat().st_size
+    script = (
+        f"for b in {' '.join(str(sector * 512) for sector in bad)}; do "
+        "if [ $4 -lt $((b+512)) ] && [ $(($4+$3)) -gt $b ]; then echo EIO bad sector >&2; exit 1; fi; done; "
+        f"dd if={shlex.quote(str(content))} iflag=skip_bytes,count_bytes skip=$4 count=$3 status=none"
+    )
+    place.touch()
+    words = [
+        "nbdfuse",
+        place,
+        "--command",
+        "nbdkit",
+        "-s",
+        "eval",
+        f"get_size=echo {size}",
+        f"pread={script}",
+    ]
+    with subprocess.Popen([os.fspath(word) for word in words], stderr=subprocess.DEVNULL) as running:
+        try:
+            end = time.monotonic() + 30
+            while place.stat().st_size != size:
+                assert running.poll() is None, "nbdfuse ended"
+                assert time.monotonic() < end, "nbdfuse shows nothing"
+                time.sleep(0.02)
+            yield place
+        finally:
+            subprocess.run(["fusermount3", "-u", os.fspath(place)], check=False)
+            running.wait(timeout=30)

@@ -1,0 +1,67 @@
+"""Capturing a disk with bad sectors, from the command line."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from tests.cli.conftest import Cli
+from tests.support.images import noise
+from tests.support.oracles import failing_disk, need_tool, run_tool
+
+SIZE = 2_000_384  # 3907 sectors
+BAD = (9, 10, 11, 500, 3906)
+ZEROED = bytearray(noise(SIZE))
+for _sector in BAD:
+    ZEROED[512 * _sector : 512 * _sector + 512] = bytes(512)
+
+
+def test_the_rest_is_captured_and_the_report_is_honest(cli: Cli, tmp_path: Path) -> None:
+    need_tool("ddrescue", "ddrescuelog")
+    (tmp_path / "good").write_bytes(noise(SIZE))
+    with failing_disk(tmp_path / "good", tmp_path / "bad.raw", BAD):
+        made = cli("capture", "bad.raw", "set", "--json", "--forensic", "--verify")
+        assert made.code == 3, made.err
+        limited = cli("capture", "bad.raw", "other", "--max-errors", "4")
+        assert (limited.code, "--max-errors" in limited.err) == (10, True)
+        text = cli("capture", "bad.raw", "third")
+        assert (text.code, "could not be read" in text.err) == (3, True)
+        run_tool(
+            ["ddrescue", "-q", "-d", tmp_path / "bad.raw", tmp_path / "rescued", tmp_path / "map"],
+            timeout=120,
+        )
+    assert made.document["unreadable_bytes"] == 512 * len(BAD)
+    assert made.document["digests"]["sha256"] == hashlib.sha256(ZEROED).hexdigest()
+    assert set(made.document["verification"].values()) == {"MATCH"}
+    told = cli("info", "set", "--json").document
+    ranges = [{"offset": 512 * 9, "length": 1536}, {"offset": 512 * 500, "length": 512}]
+    assert told["unreadable"] == [*ranges, {"offset": 512 * 3906, "length": 512}]
+    assert "unreadable: 1536 bytes at 4608" in cli("info", "set").text
+    report = (tmp_path / (made.document["path"] + ".txt")).read_text()
+    assert "5 sectors of 512 bytes unreadable" in report
+    assert "zeros in the hashes" in report
+    (tmp_path / "own.map").write_bytes(cli("info", "set", "--mapfile").out)
+    run_tool(["ddrescuelog", "-P", tmp_path / "map", tmp_path / "own.map"])
+    assert cli("restore", "set", "restored.raw").code == 0
+    assert (tmp_path / "restored.raw").read_bytes() == bytes(ZEROED)
+    assert cli("verify", "set").code == 0
+
+
+def test_a_mapfile_beside_a_rescue_image(cli: Cli, tmp_path: Path) -> None:
+    """What ddrescue could not read is unreadable in the image, not data that happen to be zeros."""
+    (tmp_path / "rescued").write_bytes(ZEROED)
+    lines = [
+        "# Mapfile",
+        "0x0 + 1",
+        "0x0 0x1200 +",
+        "0x1200 0x600 -",
+        "0x1800 0x100000 +",
+        "0x101800 0x400 ?",
+    ]
+    (tmp_path / "map").write_text("\n".join(lines) + "\n")
+    made = cli("capture", "rescued", "set", "--mapfile", "map", "--json")
+    assert (made.code, made.document["unreadable_bytes"]) == (3, 0xA00)
+    assert [row["length"] for row in cli("info", "set", "--json").document["unreadable"]] == [0x600, 0x400]
+    (tmp_path / "map").write_text("0x0 + 1\nnonsense\n")
+    wrong = cli("capture", "rescued", "set", "--mapfile", "map")
+    assert (wrong.code, "line 2 of the mapfile map makes no sense" in wrong.err) == (10, True)
