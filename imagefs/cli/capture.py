@@ -88,7 +88,9 @@ def case_options(command: Any) -> Any:
     help="auto: full if the set has none that fits, else incremental.",
 )
 @click.option(
-    "--mode", type=click.Choice(["all"]), default="all", show_default=True, help="Capture every sector."
+    "--mode",
+    type=click.Choice(["used", "all"]),
+    help="used: leave out what ext2/3/4 do not use. Default: as the newest image of the set, else all.",
 )
 @click.option(
     "--snapshot",
@@ -148,7 +150,7 @@ def capture(
     source: str,
     set_: str | None,
     kind: str,
-    mode: str,
+    mode: str | None,
     snapshot: str,
     note: str,
     hashes: tuple[str, ...],
@@ -168,7 +170,7 @@ def capture(
 ) -> None:  # fmt: skip
     """Make an image of SOURCE (a block device, a raw file, or - for standard input) in SET.
 
-    SET is a folder; its last part is made when missing. Every sector is captured.
+    SET is a folder; its last part is made when missing.
     """
     folder = set_ or default_set()
     told = _case_data(case)
@@ -178,7 +180,7 @@ def capture(
     limit = RateLimit(rate) if rate else None
     options = CaptureOptions(
         kind=KINDS[kind],
-        mode=Mode.ALL,
+        mode=Mode[mode.upper()] if mode else Mode.ALL if forensic else None,
         level=level,
         chunk_size=chunk_size,
         threads=threads,
@@ -320,6 +322,7 @@ def _report(
         "seconds": round(result.seconds, 3),
         "digests": result.digests,
         "unreadable_bytes": result.unreadable_bytes,
+        "volumes": result.uses,
         "warnings": list(result.warnings),
     }
     if verified is not None:
@@ -331,6 +334,13 @@ def _report(
         f"  {size_text(result.read_bytes)} read, {size_text(result.stored_bytes)} stored, "
         f"in {result.seconds:.1f} s ({rate}/s)"
     )
+    for use in result.uses:
+        whole = f"all of it, because {use['whole']}" if use["whole"] else f"by its {use['source']}"
+        console.line(f"  {use['id']:<4} {size_text(use['used'])} captured, {whole}")
+    if info.header.mode is Mode.USED:
+        console.line(
+            "  unallocated space, so most deleted files, is not in this image; --mode all takes it too"
+        )
     if result.unreadable_bytes:
         console.exit_code = worst_exit([console.exit_code, 3])
         where = f"`imagefs info {shlex.quote(path)}` lists them"

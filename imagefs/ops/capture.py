@@ -14,7 +14,7 @@ from imagefs.block.rescue import Rescue
 from imagefs.block.views import BytesReader
 from imagefs.errors import FormatError, SourceError, StoreFull, UsageError
 from imagefs.format.fields import encode_facts
-from imagefs.format.header import Header
+from imagefs.format.header import Header, Mode
 from imagefs.format.trailer import Summary
 from imagefs.image.catalog import Catalog, ImageInfo, image_name, read_info, scan
 from imagefs.image.disk import VirtualDisk
@@ -25,8 +25,17 @@ from imagefs.ops.linear import LinearDigests
 from imagefs.ops.pieces import CaptureJob, Source
 from imagefs.ops.plan import CaptureOptions, SourceFacts, make_header, make_plan
 from imagefs.ops.pump import BATCH_BYTES, default_threads
-from imagefs.ops.resume import check_source, feed_again, find_parent, newest_partial, resumed_options
+from imagefs.ops.resume import (
+    check_skips,
+    check_source,
+    feed_again,
+    find_parent,
+    newest_partial,
+    resumed_options,
+)
+from imagefs.ops.skips import NOTHING, Skips
 from imagefs.ops.source import describe_source
+from imagefs.ops.usedblocks import VolumeUse, find_skips
 
 #: Consistency, as the summary keeps it (FORMAT.md, 6).
 NOBODY_KNOWS, OFFLINE, LIVE = 0, 1, 3
@@ -48,6 +57,11 @@ class CaptureResult:
     def digests(self) -> dict[str, str]:
         """The linear digests by name, in hex."""
         return dict(self.info.summary.facts.get("digests", {}))
+
+    @property
+    def uses(self) -> list[dict[str, Any]]:
+        """What was taken of each volume in mode used: id, used bytes, source of the map, or why whole."""
+        return list(self.info.summary.facts.get("allocation", []))
 
     @property
     def unreadable_bytes(self) -> int:
@@ -83,8 +97,9 @@ def _capture(source: Source, catalog: Catalog, options: CaptureOptions, progress
     facts, volumes = _facts(source, head)
     plan = make_plan(catalog, options, facts)
     header = make_header(plan, catalog, options, facts)
-    summary = _summary(header, options, volumes, stream=facts.disk_size is None)
-    with _job(source, header, plan.parent, catalog, options, progress) as (job, digests, _):
+    skips, uses = _skips(source, header, options, progress)
+    summary = _summary(header, options, volumes, uses, stream=facts.disk_size is None)
+    with _job(source, header, plan.parent, catalog, options, skips, progress) as (job, digests, _):
         name = image_name(header)
         out = catalog.store.create(name)
         with _kept_or_gone(out, job) as keep:
@@ -107,8 +122,10 @@ def _resume(source: Source, catalog: Catalog, options: CaptureOptions, progress:
     try:
         header, options = partial.header, resumed_options(options, partial)
         parent = find_parent(catalog, partial)
-        summary = _summary(header, options, volumes, stream=False)
-        with _job(source, header, parent, catalog, options, progress) as (job, digests, disk):
+        skips, uses = _skips(source, header, options, progress)
+        check_skips(source, partial, skips)
+        summary = _summary(header, options, volumes, uses, stream=False)
+        with _job(source, header, parent, catalog, options, skips, progress) as (job, digests, disk):
             check_source(source, partial, disk, facts)
             if digests is not None:
                 progress.start("digests", None)
@@ -144,6 +161,7 @@ def _job(
     parent_info: ImageInfo | None,
     catalog: Catalog,
     options: CaptureOptions,
+    skips: Skips,
     progress: Progress,
 ) -> Iterator[tuple[CaptureJob, LinearDigests | None, VirtualDisk | None]]:
     """The pump with all it reads through, closed again on every way out."""
@@ -160,6 +178,7 @@ def _job(
                 parent,
                 threads=options.threads or default_threads(),
                 progress=progress,
+                skips=skips,
                 rescue=rescue,
                 digests=digests,
                 throttle=options.throttle,
@@ -222,25 +241,41 @@ def _refuse_foreign(found: ForeignImage | None, path: str) -> None:
         raise SourceError(f"{path} is {found.name}, not a raw disk", hint=hint, kind=found.kind)
 
 
+def _skips(
+    source: Source, header: Header, options: CaptureOptions, progress: Progress
+) -> tuple[Skips, list[VolumeUse]]:
+    if header.mode is not Mode.USED or not isinstance(source, DeviceReader):
+        return NOTHING, []
+    progress.start("used blocks", None)
+    return find_skips(source, sector_size=header.sector_size, live=options.live)
+
+
 def _summary(
     header: Header,
     options: CaptureOptions,
     volumes: list[dict[str, Any]],
+    uses: list[VolumeUse],
     *,
     stream: bool,
 ) -> Summary:
     consistency = LIVE if options.live else NOBODY_KNOWS if stream else OFFLINE
     facts: dict[str, Any] = {"volumes": volumes}
+    if uses:
+        facts["allocation"] = [
+            {"id": use.volume, "used": use.used_bytes, "source": use.source, "whole": use.reason[:160]}
+            for use in uses
+        ]
     _make_fit(facts)
     return Summary(0, header.created, 0, bytes(32), consistency=consistency, facts=facts)
 
 
 def _make_fit(facts: dict[str, Any]) -> None:
     """The tail has room for so much; the volumes can be looked at again in the image itself."""
-    try:
-        encode_facts({**facts, "room": "x" * _ROOM})
-    except FormatError:
-        facts["volumes"] = facts["volumes"][:8]
+    for name in ("allocation", "volumes"):
+        try:
+            encode_facts({**facts, "room": "x" * _ROOM})
+        except FormatError:
+            facts[name] = facts.get(name, [])[:8]
 
 
 def _finished(summary: Summary, job: CaptureJob, digests: LinearDigests | None) -> Summary:

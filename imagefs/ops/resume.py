@@ -17,6 +17,7 @@ from imagefs.image.resume import Partial, read_partial, stretches
 from imagefs.interfaces import State
 from imagefs.ops.linear import LinearDigests
 from imagefs.ops.plan import CaptureOptions, SourceFacts
+from imagefs.ops.skips import Skips, joined
 from imagefs.ops.source import difference
 
 #: Chunks of the source that are read again before anything is added.
@@ -93,6 +94,20 @@ def check_source(
     if reason:
         raise SourceError(
             f"{source.path} is not as it was when the capture was begun: {reason}",
+            hint="start a new capture, without --resume",
+            path=source.path,
+        )
+
+
+def check_skips(source: DeviceReader, partial: Partial, skips: Skips) -> None:
+    """SourceError unless the file systems still leave out what they left out when the capture began."""
+    done, ranges = min(partial.next_chunk * partial.header.chunk_size, source.size), partial.ranges()
+    skipped = ranges.state == State.SKIPPED
+    before = Skips(ranges.first[skipped], (ranges.first + ranges.count)[skipped])
+    now = skips.within(0, done)
+    if joined(before.within(0, done)) != joined(now):
+        raise SourceError(
+            f"{source.path} is not as it was when the capture was begun: other blocks are in use",
             hint="start a new capture, without --resume",
             path=source.path,
         )

@@ -41,3 +41,14 @@ class Skips:
 
 
 NOTHING = Skips(np.zeros(0, np.int64), np.zeros(0, np.int64))
+
+
+def joined(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Sorted (first, end) ranges, touching ones as one: a range may have been cut at a checkpoint."""
+    found: list[tuple[int, int]] = []
+    for first, end in ranges:
+        if found and found[-1][1] == first:
+            found[-1] = (found[-1][0], end)
+        else:
+            found.append((first, end))
+    return found

@@ -17,6 +17,7 @@ from imagefs.image.reader import ImageReader
 from imagefs.interfaces import Finding, NoProgress, Progress, Reader, State
 from imagefs.ops.linear import LinearDigests
 from imagefs.ops.pump import BATCH_BYTES, default_threads, ordered_map
+from imagefs.ops.skips import NOTHING, Skips
 
 LEVELS = ("quick", "data")
 #: Chunks that a worker gets at once, in bytes of the disk.
@@ -286,10 +287,13 @@ def compare(
     end = min(disk.size, other.size)
     batches = _ranges(disk, end)
 
+    left_out = _left_out(disk)
+
     def work(batch: tuple[int, int]) -> tuple[int, list[tuple[int, int]] | ImagefsError]:
         offset, length = batch
         try:
-            return length, _differences(disk.read_at(offset, length), other.read_at(offset, length), offset)
+            one, two = disk.read_at(offset, length), other.read_at(offset, length)
+            return length, _differences(one, _blanked(two, offset, left_out), offset)
         except ImagefsError as error:
             return length, error
 
@@ -308,6 +312,24 @@ def compare(
             held = (start, stop)
     if held:
         yield _differs(held, image, name)
+
+
+def _left_out(disk: VirtualDisk | Reader) -> Skips:
+    """What the image says it does not hold, to the byte: also inside stored chunks, where it is zeros."""
+    if not isinstance(disk, VirtualDisk):
+        return NOTHING
+    ranges = disk.chain.leaf.ranges()
+    return Skips(ranges.first, ranges.first + ranges.count)
+
+
+def _blanked(data: bytes, offset: int, left_out: Skips) -> bytes:
+    found = left_out.within(offset, offset + len(data)) if len(left_out) else []
+    if not found:
+        return data
+    changed = bytearray(data)
+    for first, end in found:
+        changed[first - offset : end - offset] = bytes(end - first)
+    return bytes(changed)
 
 
 def _ranges(disk: VirtualDisk | Reader, end: int) -> Iterator[tuple[int, int]]:

@@ -1,0 +1,245 @@
+"""Which blocks an ext2/3/4 file system uses, by its group descriptors and block bitmaps.
+
+Source: the kernel's Documentation/filesystems/ext4, and the layout rules of e2fsprogs. Nothing is
+guessed: what is not understood, or whose counts or checksums do not agree, is an AllocationError.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import google_crc32c
+
+from imagefs.allocation.usedmap import UsedMap, UsedRuns
+from imagefs.errors import AllocationError
+from imagefs.interfaces import Reader
+
+_MAGIC = 0xEF53
+_CLEAN, _ERRORS = 1, 2
+_RECOVER, _META_BG, _64BIT, _CSUM_SEED = 0x4, 0x10, 0x80, 0x2000
+#: filetype, extents, 64bit, mmp, flex_bg, ea_inode, csum_seed, largedir, inline_data, encrypt, casefold
+_KNOWN_INCOMPAT = 0x2 | 0x40 | 0x80 | 0x100 | 0x200 | 0x400 | 0x2000 | 0x4000 | 0x8000 | 0x10000 | 0x20000
+_SPARSE_SUPER, _BIGALLOC, _METADATA_CSUM = 0x1, 0x200, 0x400
+#: sparse_super to extra_isize, quota, metadata_csum, readonly, project, verity
+_KNOWN_RO_COMPAT = 0x7F | 0x100 | 0x400 | 0x1000 | 0x2000 | 0x8000
+_SPARSE_SUPER2 = 0x200
+_BLOCK_UNINIT = 0x2
+#: Bitmaps read at once, where they lie side by side.
+_TOGETHER = 64
+
+
+def read_ext(volume: Reader) -> UsedMap:
+    """The used blocks of the file system on ``volume``. Raises AllocationError, and what reading raises."""
+    fs = _superblock(volume)
+    groups = _descriptors(volume, fs)
+    used = UsedRuns(volume.size, fs.block_size)
+    for first, count in _metadata(fs, groups):
+        used.add(first, count)
+    for number, bits in _bitmaps(volume, fs, groups):
+        first, count = fs.span(number)
+        there = used.add_bits(bits, count, base=first)
+        if count - there != groups[number].free:
+            raise AllocationError(
+                f"group {number} counts {groups[number].free} free blocks and its bitmap {count - there}"
+            )
+    found = used.finish(fs.source)
+    counted = found.used_bytes // fs.block_size
+    told = fs.blocks - fs.first_block - fs.free
+    if counted != told:
+        raise AllocationError(f"its bitmaps count {counted} used blocks, its superblock {told}")
+    # The boot block, and what lies behind the file system, belong to nobody we know.
+    used.add_bytes(0, fs.first_block * fs.block_size)
+    used.add_bytes(fs.blocks * fs.block_size, volume.size)
+    return used.finish(fs.source)
+
+
+@dataclass(frozen=True, slots=True)
+class _FileSystem:
+    """What the superblock says; blocks in numbers, sizes in bytes."""
+
+    block_size: int
+    blocks: int
+    free: int
+    first_block: int
+    per_group: int
+    inode_table: int  # blocks of one
+    reserved: int  # descriptor blocks kept for growth
+    desc_size: int
+    sparse: bool
+    backups: tuple[int, int] | None  # with sparse_super2
+    seed: int | None  # of the checksums, where there are any
+    source: str
+
+    @property
+    def groups(self) -> int:
+        return -(-(self.blocks - self.first_block) // self.per_group)
+
+    def span(self, group: int) -> tuple[int, int]:
+        """(first block, blocks) of a group; the last may be short."""
+        first = self.first_block + group * self.per_group
+        return first, min(self.per_group, self.blocks - first)
+
+    def has_super(self, group: int) -> bool:
+        if group == 0:
+            return True
+        if self.backups is not None:
+            return group in self.backups
+        return not self.sparse or group == 1 or any(_is_power(group, base) for base in (3, 5, 7))
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    block_bitmap: int
+    inode_bitmap: int
+    inode_table: int
+    free: int
+    uninit: bool
+    checksum: int
+
+
+def _superblock(volume: Reader) -> _FileSystem:
+    data = volume.read_at(1024, 1024)
+    if len(data) < 1024 or struct.unpack_from("<H", data, 56)[0] != _MAGIC:
+        raise AllocationError("its superblock is not that of an ext file system")
+    blocks_low, _, free_low = struct.unpack_from("<III", data, 4)
+    first_block, log_size = struct.unpack_from("<II", data, 20)
+    per_group, _, inodes = struct.unpack_from("<III", data, 32)
+    compat, incompat, ro_compat = struct.unpack_from("<III", data, 92)
+    _check_features(data, incompat, ro_compat)
+    wide = bool(incompat & _64BIT)
+    high, free_high = (struct.unpack_from("<I", data, at)[0] if wide else 0 for at in (0x150, 0x158))
+    blocks, free = blocks_low | high << 32, free_low | free_high << 32
+    inode_size = struct.unpack_from("<H", data, 88)[0] if struct.unpack_from("<I", data, 76)[0] else 128
+    desc_size = struct.unpack_from("<H", data, 0xFE)[0] if wide else 32
+    size = 1024 << log_size if log_size <= 6 else 0
+    sane = size and first_block == (size == 1024) and 8 <= per_group <= 8 * size and per_group % 8 == 0
+    sane = sane and 128 <= inode_size <= size and 32 <= desc_size <= 1024 and first_block < blocks
+    if not sane or free > blocks:
+        raise AllocationError("its superblock makes no sense")
+    if blocks * size > volume.size:
+        raise AllocationError(f"it has {blocks * size} bytes, more than the {volume.size} of its volume")
+    return _FileSystem(
+        size,
+        blocks,
+        free,
+        first_block,
+        per_group,
+        -(-inodes * inode_size // size),
+        struct.unpack_from("<H", data, 0xCE)[0] if compat & 0x10 else 0,
+        desc_size,
+        bool(ro_compat & _SPARSE_SUPER),
+        struct.unpack_from("<II", data, 0x24C) if compat & _SPARSE_SUPER2 else None,
+        _seed(data, incompat) if ro_compat & _METADATA_CSUM else None,
+        "ext block bitmaps",
+    )
+
+
+def _check_features(data: bytes, incompat: int, ro_compat: int) -> None:
+    """AllocationError for a state or a feature under which the bitmaps cannot be taken at their word."""
+    state = struct.unpack_from("<H", data, 58)[0]
+    if incompat & _RECOVER:
+        raise AllocationError("its journal has to be replayed first")
+    if not state & _CLEAN or state & _ERRORS:
+        raise AllocationError("it was not unmounted cleanly, or has errors")
+    unknown = (incompat & ~_KNOWN_INCOMPAT, ro_compat & ~_KNOWN_RO_COMPAT)
+    if any(unknown):
+        raise AllocationError(
+            f"it has features that are not understood here ({unknown[0]:#x}, {unknown[1]:#x})"
+        )
+
+
+def _seed(data: bytes, incompat: int) -> int:
+    """The seed of all checksums; the superblock's own is checked first."""
+    if _crc(0xFFFFFFFF, data[:0x3FC]) != struct.unpack_from("<I", data, 0x3FC)[0]:
+        raise AllocationError("the checksum of its superblock does not match")
+    if incompat & _CSUM_SEED:
+        return int(struct.unpack_from("<I", data, 0x270)[0])
+    return _crc(0xFFFFFFFF, data[104:120])
+
+
+def _crc(seed: int, data: bytes) -> int:
+    """CRC-32C as the kernel counts it: without the inversions before and after."""
+    return int(google_crc32c.extend(seed ^ 0xFFFFFFFF, data)) ^ 0xFFFFFFFF
+
+
+def _descriptors(volume: Reader, fs: _FileSystem) -> list[_Group]:
+    data = volume.read_at((fs.first_block + 1) * fs.block_size, fs.groups * fs.desc_size)
+    if len(data) < fs.groups * fs.desc_size:
+        raise AllocationError("its group descriptors are cut short")
+    groups = []
+    for number in range(fs.groups):
+        raw = data[number * fs.desc_size : (number + 1) * fs.desc_size]
+        if fs.seed is not None:
+            _check_descriptor(fs.seed, number, raw)
+        groups.append(_group(raw))
+        places = (groups[-1].block_bitmap, groups[-1].inode_bitmap, groups[-1].inode_table)
+        if not all(fs.first_block < place < fs.blocks for place in places):
+            raise AllocationError(f"the descriptor of group {number} makes no sense")
+    return groups
+
+
+def _group(raw: bytes) -> _Group:
+    low = struct.unpack_from("<IIIH", raw)
+    flags, checksum = struct.unpack_from("<H", raw, 18)[0], struct.unpack_from("<H", raw, 24)[0]
+    high = (0, 0, 0, 0)
+    if len(raw) >= 64:
+        high = struct.unpack_from("<IIIH", raw, 0x20)
+        checksum |= struct.unpack_from("<H", raw, 0x38)[0] << 16
+    places = [one | other << 32 for one, other in zip(low[:3], high[:3], strict=True)]
+    block_bitmap, inode_bitmap, inode_table = places
+    uninit = bool(flags & _BLOCK_UNINIT)
+    return _Group(block_bitmap, inode_bitmap, inode_table, low[3] | high[3] << 16, uninit, checksum)
+
+
+def _check_descriptor(seed: int, number: int, raw: bytes) -> None:
+    crc = _crc(seed, number.to_bytes(4, "little"))
+    crc = _crc(_crc(_crc(crc, raw[:30]), b"\0\0"), raw[32:])
+    if crc & 0xFFFF != struct.unpack_from("<H", raw, 30)[0]:
+        raise AllocationError(f"the checksum of the descriptor of group {number} does not match")
+
+
+def _metadata(fs: _FileSystem, groups: list[_Group]) -> Iterator[tuple[int, int]]:
+    """(block, count) of superblocks, descriptors and their copies, bitmaps and inode tables."""
+    descriptors = -(-fs.groups * fs.desc_size // fs.block_size)
+    for number, group in enumerate(groups):
+        first, count = fs.span(number)
+        if fs.has_super(number):
+            yield first, min(count, 1 + descriptors + fs.reserved)
+        yield group.block_bitmap, 1
+        yield group.inode_bitmap, 1
+        yield group.inode_table, fs.inode_table
+
+
+def _bitmaps(volume: Reader, fs: _FileSystem, groups: list[_Group]) -> Iterator[tuple[int, bytes]]:
+    """(group, its bitmap) of each group that has one; neighbouring bitmaps come in one read."""
+    wanted = [number for number, group in enumerate(groups) if not group.uninit]
+    at = 0
+    while at < len(wanted):
+        start, stop = groups[wanted[at]].block_bitmap, at + 1
+        while stop < len(wanted) and stop - at < _TOGETHER:
+            if groups[wanted[stop]].block_bitmap != start + stop - at:
+                break
+            stop += 1
+        data = volume.read_at(start * fs.block_size, (stop - at) * fs.block_size)
+        for i, number in enumerate(wanted[at:stop]):
+            bits = data[i * fs.block_size : i * fs.block_size + fs.per_group // 8]
+            _check_bitmap(fs, number, groups[number], bits)
+            yield number, bits
+        at = stop
+
+
+def _check_bitmap(fs: _FileSystem, number: int, group: _Group, bits: bytes) -> None:
+    if len(bits) < fs.per_group // 8:
+        raise AllocationError(f"the block bitmap of group {number} is cut short")
+    if fs.seed is not None:
+        crc = _crc(fs.seed, bits)
+        if crc & (0xFFFFFFFF if fs.desc_size >= 64 else 0xFFFF) != group.checksum:
+            raise AllocationError(f"the checksum of the block bitmap of group {number} does not match")
+
+
+def _is_power(number: int, base: int) -> bool:
+    while number > 1 and number % base == 0:
+        number //= base
+    return number == 1

@@ -1,0 +1,113 @@
+"""Which bytes of a disk need no capture: those that its file systems do not use.
+
+The rule: whatever is not understood, or does not add up, is captured whole, and the reason is told.
+Boot areas, gaps between volumes and both partition tables lie in no file system, so they always stay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from imagefs.allocation.ext import read_ext
+from imagefs.allocation.usedmap import UsedMap
+from imagefs.block.devices import DeviceReader
+from imagefs.block.views import SliceReader
+from imagefs.errors import AllocationError, ImagefsError
+from imagefs.interfaces import Reader, Volume
+from imagefs.ops.skips import I64, NOTHING, Skips
+from imagefs.volume import probe, read_table, rivals
+
+#: How the map of a file system is read, by the kind that the probe names.
+READERS: dict[str, Callable[[Reader], UsedMap]] = {"ext2": read_ext, "ext3": read_ext, "ext4": read_ext}
+
+
+@dataclass(frozen=True, slots=True)
+class VolumeUse:
+    """What is captured of one volume, in bytes; ``reason`` says why all of it, where that is so."""
+
+    volume: str
+    kind: str
+    length: int
+    used_bytes: int
+    source: str = ""
+    reason: str = ""
+
+
+def find_skips(
+    source: DeviceReader, *, sector_size: int, live: bool = False
+) -> tuple[Skips, list[VolumeUse]]:
+    """What of ``source`` needs no capture, and what is to be told of each volume.
+
+    Content never makes it raise. ``live`` says that the source may change meanwhile.
+    """
+    try:
+        volumes = read_table(source, sector_size=sector_size).volumes
+    except ImagefsError:
+        return NOTHING, []
+    found, uses = [], []
+    for volume in volumes:
+        use, ranges = _look_at(source, volume, volumes, live=live)
+        uses.append(use)
+        found.append(ranges)
+    return _joined(found), uses
+
+
+def _look_at(
+    source: DeviceReader, volume: Volume, others: Sequence[Volume], *, live: bool
+) -> tuple[VolumeUse, tuple[I64, I64]]:
+    """One volume: what is told of it, and its unused ranges in bytes of the disk."""
+    none = (np.zeros(0, np.int64), np.zeros(0, np.int64))
+    part, kind = SliceReader(source, volume.start, volume.length), ""
+    try:
+        kind = probe(part).kind
+        if live:
+            raise AllocationError("it may change while it is captured")
+        _check_alone(volume, others)
+        used = _read_map(part, kind)
+        first, end = _complement(used, volume.length)
+    except ImagefsError as error:
+        return VolumeUse(volume.id, kind, volume.length, volume.length, reason=error.message), none
+    left_out = int((end - first).sum())
+    use = VolumeUse(volume.id, kind, volume.length, volume.length - left_out, used.source)
+    return use, (first + volume.start, end + volume.start)
+
+
+def _check_alone(volume: Volume, others: Sequence[Volume]) -> None:
+    for other in others:
+        overlap = volume.start < other.start + other.length and other.start < volume.start + volume.length
+        if other is not volume and overlap:
+            raise AllocationError(f"it overlaps {other.id}")
+
+
+def _read_map(part: Reader, kind: str) -> UsedMap:
+    if kind not in READERS:
+        raise AllocationError(
+            f"which blocks of {kind} are used is not known" if kind else "no file system is known on it"
+        )
+    rival = rivals(part, kind)
+    if rival:
+        raise AllocationError(f"it looks like {kind} and like {rival}")
+    return READERS[kind](part)
+
+
+def _complement(used: UsedMap, size: int) -> tuple[I64, I64]:
+    first = np.concatenate(([0], used.end)).astype(np.int64)
+    end = np.concatenate((used.first, [size])).astype(np.int64)
+    keep = end > first
+    return first[keep], end[keep]
+
+
+def _joined(parts: Sequence[tuple[I64, I64]]) -> Skips:
+    """All ranges in order, touching and overlapping ones as one."""
+    if not parts:
+        return NOTHING
+    first, end = (np.concatenate(column) for column in zip(*parts, strict=True))
+    if not len(first):
+        return NOTHING
+    order = np.argsort(first, kind="stable")
+    first, end = first[order], np.maximum.accumulate(end[order])
+    cut = np.flatnonzero(first[1:] > end[:-1])
+    return Skips(first[np.concatenate(([0], cut + 1))], end[np.concatenate((cut, [len(end) - 1]))])

@@ -1,0 +1,189 @@
+"""Allocation maps of ext2/3/4 beside dumpe2fs, partclone and e2fsck, and by the decisive experiment:
+whatever the map calls unallocated is overwritten, and nothing is missed."""
+
+from __future__ import annotations
+
+import re
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from imagefs.allocation.ext import read_ext
+from imagefs.allocation.usedmap import UsedMap
+from imagefs.block.views import BytesReader
+from imagefs.errors import AllocationError, ImagefsError
+from tests.support.images import noise
+from tests.support.oracles import need_tool, run_tool, tool_text
+
+KINDS = {
+    "ext4": ["-t", "ext4", "-b", "4096"],
+    "ext4-1k": ["-t", "ext4", "-b", "1024"],
+    "ext4-32bit": ["-t", "ext4", "-O", "^64bit"],
+    "no-flex": ["-t", "ext4", "-O", "^flex_bg", "-b", "1024"],
+    "uninit": ["-t", "ext4", "-O", "^metadata_csum,uninit_bg", "-b", "1024"],
+    "super2": ["-t", "ext4", "-O", "sparse_super2,^resize_inode", "-b", "1024"],
+    "small-groups": ["-t", "ext4", "-g", "1024", "-b", "2048"],
+    "ext3": ["-t", "ext3", "-b", "1024"],
+    "ext2": ["-t", "ext2", "-b", "1024"],
+    "ext2-dense": ["-t", "ext2", "-b", "1024", "-O", "^sparse_super,^resize_inode"],
+}
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("files")
+    for number in range(40):
+        (folder / f"f{number}").write_bytes(noise(number * 9_001, number + 1))
+    (folder / "deep").mkdir()
+    (folder / "deep" / "big").write_bytes(noise(7_000_000))
+    return folder
+
+
+def make(path: Path, files: Path, words: list[str], size: str = "60M") -> Path:
+    need_tool("mke2fs", "debugfs")
+    run_tool(["truncate", "-s", size, path])
+    run_tool(["mke2fs", "-q", "-F", "-d", files, *words, path])
+    for number in range(0, 40, 3):
+        run_tool(["debugfs", "-w", "-R", f"rm f{number}", path])
+    run_tool(["e2fsck", "-fy", path], ok=(0, 1))
+    return path
+
+
+def free_blocks(path: Path) -> set[int]:
+    """The free blocks as dumpe2fs lists them."""
+    found: set[int] = set()
+    for line in re.findall(r"^  Free blocks: (.*)$", tool_text("dumpe2fs", path), re.M):
+        for part in filter(None, line.split(", ")):
+            first, _, last = part.partition("-")
+            found |= set(range(int(first), int(last or first) + 1))
+    return found
+
+
+def unused(found: UsedMap, size: int) -> list[tuple[int, int]]:
+    first, end = [0, *found.end.tolist()], [*found.first.tolist(), size]
+    return [(a, b) for a, b in zip(first, end, strict=True) if b > a]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_block_for_block_and_nothing_is_missed(tmp_path: Path, files: Path, kind: str) -> None:
+    need_tool("dumpe2fs", "e2fsck")
+    path = make(tmp_path / "fs", files, KINDS[kind])
+    data = bytearray(path.read_bytes())
+    found = read_ext(BytesReader(bytes(data)))
+    size = found.block_size
+    ours = {block for a, b in unused(found, len(data)) for block in range(a // size, b // size)}
+    assert ours == free_blocks(path)
+    assert ours, "something is free"
+    for a, b in unused(found, len(data)):
+        data[a:b] = b"\xa5" * (b - a)
+    path.write_bytes(data)
+    run_tool(["e2fsck", "-fn", path])
+    out = tmp_path / "out"
+    out.mkdir()
+    run_tool(["debugfs", "-R", f"rdump / {out}", path])
+    for number in range(40):
+        gone = number % 3 == 0
+        assert (out / f"f{number}").exists() is not gone
+        assert gone or (out / f"f{number}").read_bytes() == (files / f"f{number}").read_bytes()
+    assert (out / "deep/big").read_bytes() == noise(7_000_000)
+
+
+@pytest.mark.parametrize("kind", ["ext4", "ext3", "uninit"])
+def test_beside_partclone(tmp_path: Path, files: Path, kind: str) -> None:
+    """Everything that partclone calls used is used; the difference is what lies in no group."""
+    need_tool("partclone.extfs")
+    path = make(tmp_path / "fs", files, KINDS[kind])
+    run_tool(
+        [
+            "partclone.extfs",
+            "-D",
+            "--offset_domain=0",
+            "-s",
+            path,
+            "-O",
+            tmp_path / "map",
+            "-L",
+            tmp_path / "log",
+        ]
+    )
+    found = read_ext(BytesReader(path.read_bytes()))
+    mine = np.zeros(path.stat().st_size // 512, bool)
+    for a, b in zip(found.first.tolist(), found.end.tolist(), strict=True):
+        mine[a // 512 : b // 512] = True
+    theirs = np.zeros_like(mine)
+    for line in (tmp_path / "map").read_text().splitlines():
+        words = line.split()
+        if len(words) == 3 and words[2] == "+" and words[1].startswith("0x"):
+            theirs[int(words[0], 16) // 512 : (int(words[0], 16) + int(words[1], 16)) // 512] = True
+    assert theirs.any()
+    assert not (theirs & ~mine).any()
+
+
+def test_what_lies_behind_the_file_system_is_kept(tmp_path: Path, files: Path) -> None:
+    path = make(tmp_path / "fs", files, KINDS["ext4"])
+    data = path.read_bytes() + bytes(1_000_000)
+    found = read_ext(BytesReader(data))
+    assert found.end[-1] == len(data)
+    assert found.end[-1] - found.first[-1] >= 1_000_000
+
+
+def patched(data: bytes, at: int, value: bytes) -> BytesReader:
+    return BytesReader(data[:at] + value + data[at + len(value) :])
+
+
+def test_what_cannot_be_relied_on_is_refused(tmp_path: Path, files: Path) -> None:
+    plain = make(tmp_path / "plain", files, ["-t", "ext4", "-O", "^metadata_csum"]).read_bytes()
+    cases = {
+        "replayed": patched(
+            plain, 1024 + 96, struct.pack("<I", struct.unpack_from("<I", plain, 1024 + 96)[0] | 4)
+        ),
+        "cleanly": patched(plain, 1024 + 58, b"\0\0"),
+        "errors": patched(plain, 1024 + 58, b"\3\0"),
+        "not understood": patched(plain, 1024 + 96, struct.pack("<I", 0x40000042)),
+        "superblock": patched(plain, 1024 + 12, b"\1\0\0\0"),
+        "more than": BytesReader(plain[:-1_000_000]),
+        "makes no sense": patched(plain, 1024 + 24, b"\xff"),
+        "not that of": patched(plain, 1024 + 56, b"\0\0"),
+    }
+    for words, reader in cases.items():
+        with pytest.raises(AllocationError, match=words):
+            read_ext(reader)
+
+
+def test_a_flipped_bit_in_a_bitmap(tmp_path: Path, files: Path) -> None:
+    """With checksums and without them; two flipped bits, so that the counts still agree."""
+    for words, told in ((["-O", "metadata_csum"], "checksum"), (["-O", "^metadata_csum"], "counts")):
+        path = make(tmp_path / told, files, ["-t", "ext4", "-b", "4096", *words])
+        data = path.read_bytes()
+        line = re.search(r"Block bitmap at (\d+)", tool_text("dumpe2fs", path))
+        assert line
+        at = int(line[1]) * 4096 + 100
+        with pytest.raises(AllocationError, match=told):
+            read_ext(patched(data, at, bytes([data[at] ^ 1])))
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    need_tool("mke2fs")
+    path = tmp_path_factory.mktemp("small") / "fs"
+    run_tool(["truncate", "-s", "2M", path])
+    run_tool(["mke2fs", "-q", "-F", "-t", "ext4", "-O", "^metadata_csum", path])
+    return path.read_bytes()
+
+
+@given(st.lists(st.tuples(st.integers(1024, 4096), st.integers(0, 255)), min_size=1, max_size=6))
+@settings(max_examples=300)
+def test_hostile_bytes(small: bytes, changes: list[tuple[int, int]]) -> None:
+    """Superblock and descriptors with anything in them: a map inside the volume, or an error of ours."""
+    data = bytearray(small)
+    for at, value in changes:
+        data[at] = value
+    try:
+        found = read_ext(BytesReader(bytes(data)))
+    except ImagefsError:
+        return
+    assert not len(found.end) or int(found.end[-1]) <= len(data)
