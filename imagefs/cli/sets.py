@@ -269,7 +269,7 @@ def verify(
         report = verifier.report
         if against is not None and report.ok:
             _compare(report, catalog, chosen[0], against, threads, progress)
-    _say_report(console, report, against)
+    _say_report(console, report, against, chosen)
 
 
 def _compare(
@@ -287,12 +287,14 @@ def _compare(
         source.close()
 
 
-def _say_report(console: Console, report: VerifyReport, against: str | None) -> None:
+def _say_report(console: Console, report: VerifyReport, against: str | None, chosen: list[ImageInfo]) -> None:
+    consistency = {info.id: CONSISTENCY.get(info.summary.consistency, "none") for info in chosen}
     console.document(
         {
             "ok": report.ok,
             "level": report.level,
             "images": report.images,
+            "consistency": consistency,
             "findings": [_finding_row(finding) for finding in report.findings],
             "findings_not_listed": report.dropped,
         }
@@ -304,6 +306,11 @@ def _say_report(console: Console, report: VerifyReport, against: str | None) -> 
     count = len(report.images)
     same = f"; the same as {against}" if against else ""
     console.line(f"ok: {count} image{'s' if count != 1 else ''} verified, level {report.level}{same}")
+    live = [identity[:8] for identity, word in consistency.items() if word == "none"]
+    if live:
+        console.line(
+            f"  consistency none: nobody vouches that the source stood still for {', '.join(live[:5])}"
+        )
 
 
 def _finding_row(finding: Finding) -> dict[str, Any]:
