@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from imagefs.errors import SourceError
@@ -62,6 +63,34 @@ class SliceReader:
 
     def close(self) -> None:
         self._reader = None
+
+
+class RefusingReader:
+    """Another Reader of which some ranges are refused: a read that touches one is a SourceError.
+
+    ``first`` and ``end`` are those ranges in bytes, sorted and disjoint. Closes ``reader``. It has no
+    extents: what is refused promises no zeros.
+    """
+
+    def __init__(self, reader: Reader, first: Sequence[int], end: Sequence[int], what: str) -> None:
+        self._reader = reader
+        self._first, self._end = list(first), list(end)
+        self._what = what
+        self.size = reader.size
+
+    def read_at(self, offset: int, length: int, /) -> bytes:
+        stop = offset + clamp(self.size, offset, length)
+        i = bisect_right(self._end, offset)
+        if i < len(self._first) and self._first[i] < stop:
+            raise SourceError(
+                f"bytes {self._first[i]} to {self._end[i] - 1} {self._what}",
+                offset=self._first[i],
+                length=self._end[i] - self._first[i],
+            )
+        return self._reader.read_at(offset, length)
+
+    def close(self) -> None:
+        self._reader.close()
 
 
 def extents_of(reader: Reader, offset: int, length: int) -> Iterator[Extent]:

@@ -16,11 +16,13 @@ from pathlib import Path
 import click
 
 from imagefs.block.readahead import ReadAhead
+from imagefs.block.views import RefusingReader
 from imagefs.cli.command import common
 from imagefs.cli.console import Console, state_folder
-from imagefs.cli.facts import image_document
+from imagefs.cli.facts import image_document, unreadable_ranges
 from imagefs.cli.wiring import choose_image, open_disk
 from imagefs.errors import ImagefsError, MountError, UsageError
+from imagefs.interfaces import Reader
 from imagefs.ops.diskimage import DiskImage
 from mounter.background import Readiness, mount_background
 from mounter.mounttable import resolve
@@ -39,9 +41,15 @@ def state_dir() -> Path:
     return state_folder() / "mounts"
 
 
-def mount_spec(image: DiskImage, folder: str) -> MountSpec:
-    """What a mount of ``image`` shows; ``folder`` is its set's."""
-    reader = ReadAhead(image.disk)
+def mount_spec(image: DiskImage, folder: str, *, unreadable: str = "zeros") -> MountSpec:
+    """What a mount of ``image`` shows; ``folder`` is its set's. ``unreadable`` is zeros or eio."""
+    reader: Reader = ReadAhead(image.disk)
+    if unreadable == "eio":
+        lost = unreadable_ranges(image)
+        ends = [row["offset"] + row["length"] for row in lost]
+        reader = RefusingReader(
+            reader, [row["offset"] for row in lost], ends, "could not be read from the source"
+        )
     image.read_through(reader)
     volumes = tuple(
         VolumeSpec(volume.id, image.volume_reader(volume), partial(image.filesystem, volume.number))
@@ -57,6 +65,13 @@ def mount_spec(image: DiskImage, folder: str) -> MountSpec:
 @click.argument("directory", metavar="[DIR]", required=False)
 @click.option("--foreground", is_flag=True, help="Stay here and serve until interrupted.")
 @click.option("--allow-other", is_flag=True, help="Let other users in, as far as modes permit.")
+@click.option(
+    "--unreadable",
+    type=click.Choice(["zeros", "eio"]),
+    default="zeros",
+    show_default=True,
+    help="What reads of bad sectors of the source give: zeros, or an I/O error.",
+)
 @click.option(READY_OPTION, "ready_fd", type=int, hidden=True)
 @common
 def mount(
@@ -65,6 +80,7 @@ def mount(
     directory: str | None,
     foreground: bool,
     allow_other: bool,
+    unreadable: str,
     ready_fd: int | None,
 ) -> None:
     """Show IMAGE in DIR, read-only: disk.raw, p1.raw …, p1/…, image.json.
@@ -77,9 +93,11 @@ def mount(
     elif directory is None:
         raise UsageError("mount needs an IMAGE and a DIR", hint=f"imagefs mount {image} DIR")
     elif foreground:
-        console.exit_code = serve(console, image, directory, allow_other=allow_other, ready_fd=ready_fd)
+        console.exit_code = serve(
+            console, image, directory, allow_other=allow_other, unreadable=unreadable, ready_fd=ready_fd
+        )
     else:
-        start(console, image, directory, allow_other=allow_other)
+        start(console, image, directory, allow_other=allow_other, unreadable=unreadable)
 
 
 @click.command()
@@ -93,7 +111,13 @@ def umount(console: Console, directory: str, lazy: bool) -> None:
 
 
 def serve(
-    console: Console, image: str, directory: str, *, allow_other: bool, ready_fd: int | None = None
+    console: Console,
+    image: str,
+    directory: str,
+    *,
+    allow_other: bool,
+    unreadable: str = "zeros",
+    ready_fd: int | None = None,
 ) -> int:
     """Mount in this process until it ends; the exit code. ``ready_fd`` is where ``start`` listens."""
     readiness = Readiness(ready_fd) if ready_fd is not None else None
@@ -101,7 +125,7 @@ def serve(
         path = resolve(directory)
         catalog, info = choose_image(console, image)
         with open_disk(catalog, info) as disk:
-            spec = mount_spec(disk, catalog.store.url)
+            spec = mount_spec(disk, catalog.store.url, unreadable=unreadable)
             if readiness is not None:
                 os.chdir("/")  # a mount in the background must not keep anyone's folder busy
             return _serve(spec, path, allow_other=allow_other, readiness=readiness)
@@ -119,13 +143,13 @@ def _serve(spec: MountSpec, path: str, *, allow_other: bool, readiness: Readines
     return 128 + number if number else 0
 
 
-def start(console: Console, image: str, directory: str, *, allow_other: bool) -> None:
+def start(console: Console, image: str, directory: str, *, allow_other: bool, unreadable: str) -> None:
     """Mount in the background. The image is opened here first: what is wrong with it is said here."""
     catalog, info = choose_image(console, image)
     open_disk(catalog, info).close()
     # The very image chosen now is mounted, even if a newer one appears meanwhile.
     chosen = os.path.join(catalog.store.url, info.name)
-    options = ["--allow-other"] if allow_other else []
+    options = [f"--unreadable={unreadable}", *(["--allow-other"] if allow_other else [])]
 
     def command(descriptor: int) -> list[str]:
         words = ["mount", "--foreground", *options, READY_OPTION, str(descriptor)]

@@ -18,6 +18,7 @@ FOREIGN = {
     "pytsk3": ("imagefs/browse/tsk.py",),
     "pyfatfs": ("imagefs/browse/fat.py", "fixtures/fat.py"),
     "fs": (),
+    "google_crc32c": ("imagefs/allocation/ext.py",),
     "zstandard": ("imagefs/format/codec.py",),
     "click": ("imagefs/cli/",),
     "rich": ("imagefs/cli/",),

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+import pytest
+
 from tests.cli.conftest import Cli
 from tests.support.images import noise
 from tests.support.oracles import failing_disk, need_tool, run_tool
@@ -65,3 +67,27 @@ def test_a_mapfile_beside_a_rescue_image(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "map").write_text("0x0 + 1\nnonsense\n")
     wrong = cli("capture", "rescued", "set", "--mapfile", "map")
     assert (wrong.code, "line 2 of the mapfile map makes no sense" in wrong.err) == (10, True)
+
+
+def test_a_mount_gives_zeros_or_errors(cli: Cli, tmp_path: Path) -> None:
+    """Sectors 9 to 11 and 500 are bad: with eio their pages fail, all others are as they were."""
+    need_tool("fusermount3")
+    (tmp_path / "rescued").write_bytes(ZEROED)
+    (tmp_path / "map").write_text(
+        "0x0 + 1\n0x0 0x1200 +\n0x1200 0x600 -\n0x1800 0x3D000 +\n0x3E800 0x200 -\n"
+    )
+    assert cli("capture", "rescued", "set", "--mapfile", "map").code == 3
+    (tmp_path / "mnt").mkdir()
+    for how in ("zeros", "eio"):
+        assert cli("mount", "set", "mnt", "--unreadable", how).code == 0
+        try:
+            with (tmp_path / "mnt/disk.raw").open("rb", buffering=0) as disk:
+                for page in range(0, SIZE, 4096):
+                    disk.seek(page)
+                    if how == "eio" and page in (0x1000, 0x3E000):
+                        with pytest.raises(OSError, match="Input/output"):
+                            disk.read(4096)
+                    else:
+                        assert disk.read(4096) == ZEROED[page : page + 4096]
+        finally:
+            assert cli("umount", "mnt").code == 0
