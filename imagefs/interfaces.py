@@ -196,6 +196,15 @@ class Entry:
         return self.path.rsplit(b"/", 1)[-1]
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Bytes ``first`` to before ``end`` of a volume hold a part of ``stream`` (empty: the content)."""
+
+    stream: bytes
+    first: int
+    end: int
+
+
 class FileSystem(Protocol):
     """A read-only file system over a Reader. MUST be safe to call from several threads.
 
@@ -228,6 +237,10 @@ class FileSystem(Protocol):
     def open(self, entry: Entry, /) -> Reader: ...
 
     def readlink(self, entry: Entry, /) -> bytes: ...
+
+    def places(self, entry: Entry, /) -> list[Place]:
+        """Where the streams of a file or the list of a directory lie; what lies in its metadata is left out."""
+        ...
 
     def close(self) -> None: ...
 

@@ -26,6 +26,8 @@ from mounter.tree import MountTree
 
 ENCODING = "latin-1"
 _BLOCK = 4096
+#: Extended attributes that tell how much of a file is in which state begin so.
+_ATTRIBUTE = "user.imagefs."
 #: So many different errors are logged; a mount over a dying disk must not fill the log's one.
 MAX_LOGGED = 10_000
 
@@ -98,6 +100,28 @@ class MountOperations:
             return self._tree.readlink(self._tree.find(path.encode(ENCODING))).decode(ENCODING)
         except Exception as error:
             self._fail(error, f"readlink {path!r}")
+
+    def listxattr(self, path: str) -> list[str]:
+        try:
+            return [_ATTRIBUTE + word for word in self._tree.states(self._tree.find(path.encode(ENCODING)))]
+        except Exception as error:
+            self._fail(error, f"list the attributes of {path!r}")
+
+    def getxattr(self, path: str, name: str, position: int = 0) -> bytes:
+        """``user.imagefs.skipped`` and so on: bytes of the file in that state, in decimal.
+
+        Other names are refused as unknown to the file system, so that ``ls`` asks for them only once.
+        """
+        if not name.startswith(_ATTRIBUTE):
+            raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+        try:
+            states = self._tree.states(self._tree.find(path.encode(ENCODING)))
+        except Exception as error:
+            self._fail(error, f"read the attributes of {path!r}")
+        word = name.removeprefix(_ATTRIBUTE)
+        if word not in states:
+            raise OSError(errno.ENODATA, os.strerror(errno.ENODATA))
+        return str(states[word]).encode()
 
     def open(self, path: str, flags: int) -> int:
         if flags & os.O_ACCMODE != os.O_RDONLY:

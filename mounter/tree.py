@@ -165,6 +165,20 @@ class MountTree:
             )
         return Opened(reader, owned=True)
 
+    def states(self, node: Node) -> dict[str, int]:
+        """How many bytes of a file the image holds in each state, by its word; empty for what is no file."""
+        if node.reader is None and (node.entry is None or node.entry.type is not EntryType.FILE):
+            return {}
+        opened = self.open(node)
+        try:
+            found = dict.fromkeys((State.STORED, State.ZERO, State.SKIPPED, State.UNREADABLE), 0)
+            for extent in extents_of(opened.reader, 0, opened.reader.size):
+                found[extent.state] += extent.length
+            return {state.name.lower(): count for state, count in found.items()}
+        finally:
+            if opened.owned:
+                opened.reader.close()
+
     def readlink(self, node: Node) -> bytes:
         if node.volume is None or node.entry is None or node.entry.type is not EntryType.SYMLINK:
             raise BrowseError("not a symbolic link")

@@ -17,13 +17,13 @@ import re
 import signal
 import stat
 import struct
-import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from imagefs.block.commands import Output, Runner, run_command
 from imagefs.block.devices import DeviceReader
 from imagefs.block.sysfs import HOST, System, number_of, read_text
 from imagefs.block.usage import MountUse, holders_of, lies_on, mounts_of, swaps_of
@@ -139,75 +139,6 @@ def open_snapshot(snapshot: Snapshot) -> SnapshotReader:
         raise
 
 
-# -- running commands -----------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Output:
-    """What a command left: its exit code and what it said."""
-
-    code: int
-    stdout: str
-    stderr: str
-
-    @property
-    def reason(self) -> str:
-        """The last line on stderr that is not advice, without a full stop."""
-        lines = [line.strip().rstrip(".") for line in self.stderr.splitlines()]
-        said = [line for line in lines if line and not line.startswith("Run `")]
-        return said[-1] if said else f"exit code {self.code}"
-
-
-Runner = Callable[[Sequence[str]], Output]
-
-#: The environment of commands: their English words are read, and sbin is not on every user's path.
-_ENVIRONMENT = {
-    "LC_ALL": "C",
-    "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-    "LVM_SUPPRESS_FD_WARNINGS": "1",
-}
-#: Seconds. A snapshot waits until the file system is written out, which may be gigabytes on a slow disk.
-_TIMEOUT = 300.0
-
-
-def run_command(argv: Sequence[str], *, timeout: float = _TIMEOUT) -> Output:
-    """Run a command to its end, without a shell or input; SourceError when it is missing or hangs.
-
-    Ctrl-C does not reach it and an exception here waits for it: LVM, killed half-way, can leave a volume
-    suspended, and everybody who writes to it with it.
-    """
-    try:
-        process = subprocess.Popen(
-            argv,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=_ENVIRONMENT,
-            start_new_session=True,
-            encoding="utf-8",
-            errors="replace",
-        )
-    except OSError as error:
-        raise _cannot_run(argv[0], error) from error
-    with process:
-        try:
-            out, err = process.communicate(timeout=timeout)
-        except subprocess.TimeoutExpired:
-            process.terminate()
-            raise SourceError(f"{argv[0]} did not end within {timeout:.0f} seconds") from None
-        except BaseException:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.communicate(timeout=timeout)
-            raise
-    return Output(process.returncode, out, err)
-
-
-def _cannot_run(name: str, error: OSError) -> SourceError:
-    if isinstance(error, FileNotFoundError):
-        return SourceError(f"{name} is not installed", hint=f"install lvm2, or {_LIVE}")
-    return SourceError(f"{name} cannot be run: {os.strerror(error.errno or 0)}", errno=error.errno)
-
-
 # -- LVM ------------------------------------------------------------------------------------------
 
 _TAG = "imagefs"
@@ -254,10 +185,10 @@ class LvmSnapshot:
         attributes, percent = row.get("lv_attr", "").ljust(10, "-"), _percent(row)
         if row.get("lv_snapshot_invalid") == "1" or attributes[4] in "IS" or attributes[8] == "F":
             raise self._spoilt("became invalid: it was full, or its disk failed")
-        if self.pool:
+        if self.pool and attributes[4] == "a":  # how full a thin volume is says nothing
             return self.notes + self._pool_warnings()
-        if percent is None:
-            raise self._spoilt("does not say how full it is, so that it may be invalid")
+        if self.pool or percent is None:
+            raise self._spoilt("does not say whether it is still valid")
         if percent >= 100:
             raise self._spoilt("became full")
         return self.notes + _fullness(f"the snapshot {self.name}", percent)
@@ -389,7 +320,8 @@ def _find_volume(path: str, run: Runner, system: System) -> _Volume:
     try:
         (row,) = _lvs(run, fields, place, path)
         sizes = [int(row[name]) for name in ("lv_size", "vg_free", "vg_extent_size")]
-        return _Volume(row["vg_name"], row["lv_name"], sizes[0], row["pool_lv"], sizes[1], max(sizes[2], 1))
+        pool = row["pool_lv"].strip("[]")  # in brackets when it is hidden
+        return _Volume(row["vg_name"], row["lv_name"], sizes[0], pool, sizes[1], max(sizes[2], 1))
     except (ValueError, KeyError) as error:
         raise SourceError(f"lvs does not describe {path} as was expected", path=path) from error
 

@@ -23,7 +23,7 @@ from imagefs.browse.fatdentry import READ_ONLY, Dentries
 from imagefs.browse.listing import Listings
 from imagefs.browse.names import join, printable, repeated, safe_name, shown_name
 from imagefs.errors import BrowseError, ImagefsError, NotAFileSystem
-from imagefs.interfaces import Entry, EntryType, Reader
+from imagefs.interfaces import Entry, EntryType, Place, Reader
 
 #: One FAT, and all of them together, in bytes. TSK opens what is larger and in order.
 _MAX_FAT, _MAX_FATS = 4 << 20, 16 << 20
@@ -144,16 +144,32 @@ class FatFileSystem:
         shown = printable(entry.path)
         if entry.type is not EntryType.FILE:
             raise BrowseError(f"'{shown}' is not a file but a {entry.type}", path=entry.path)
-        with self._parsing(shown) as fat:
-            first = self._slot_cluster(entry)
-            clusters = chain(fat.fat, fat.fat_type, first) if entry.size else []
-            size = int(fat.bytes_per_cluster)
-            sources = [int(fat.get_data_cluster_address(cluster)) for cluster in clusters]
+        size, sources = self._clusters(entry) if entry.size else (1, [])
         if len(sources) * size < entry.size:
             raise damaged(shown, len(sources) * size, "its chain of clusters ends there")
         wanted = -(-entry.size // size)
         pieces = [Piece(i * size, size, source) for i, source in enumerate(sources[:wanted])]
         return MappedReader(self._reader, entry.size, pieces, label=shown)
+
+    def places(self, entry: Entry, /) -> list[Place]:
+        if entry.path == b"/" and self.kind != "fat32":
+            return []  # the root directory has a place of its own
+        size, sources = self._clusters(entry)
+        left = entry.size if entry.type is EntryType.FILE else len(sources) * size
+        return [
+            Place(b"", source, source + min(size, left - number * size))
+            for number, source in enumerate(sources)
+            if number * size < left
+        ]
+
+    def _clusters(self, entry: Entry) -> tuple[int, list[int]]:
+        """(bytes of a cluster, where each cluster of the entry begins)."""
+        with self._parsing(printable(entry.path)) as fat:
+            root = entry.path == b"/"
+            first = int(fat.bpb_header["BPB_RootClus"]) if root else self._slot_cluster(entry)
+            clusters = chain(fat.fat, fat.fat_type, first) if first else []
+            places = [int(fat.get_data_cluster_address(cluster)) for cluster in clusters]
+            return int(fat.bytes_per_cluster), places
 
     def readlink(self, entry: Entry, /) -> bytes:
         raise BrowseError(f"'{printable(entry.path)}' is not a symbolic link", path=entry.path)

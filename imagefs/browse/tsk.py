@@ -21,7 +21,7 @@ from imagefs.browse.tskcontent import Contents
 from imagefs.browse.tskdir import Directories
 from imagefs.browse.tskhandle import TSK_ERRORS, Facts, Handle, reason
 from imagefs.errors import NotAFileSystem
-from imagefs.interfaces import Entry, Reader
+from imagefs.interfaces import Entry, Place, Reader
 
 _KINDS = {
     int(getattr(pytsk3, f"TSK_FS_TYPE_{constant}")): kind
@@ -173,6 +173,9 @@ class TskFileSystem:
 
     def readlink(self, entry: Entry, /) -> bytes:
         return self._contents.readlink(entry)
+
+    def places(self, entry: Entry, /) -> list[Place]:
+        return self._contents.places(entry)
 
     def close(self) -> None:
         self._handle.close()

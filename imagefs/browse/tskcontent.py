@@ -15,7 +15,7 @@ from imagefs.browse.content import FetchReader, MappedReader, Piece, damaged
 from imagefs.browse.names import printable
 from imagefs.browse.tskhandle import Facts, Handle
 from imagefs.errors import BrowseError
-from imagefs.interfaces import Entry, EntryType, Reader
+from imagefs.interfaces import Entry, EntryType, Place, Reader
 
 _MAX_LINK = 64 << 10
 
@@ -99,6 +99,24 @@ class Contents:
         point = tskentry.read_reparse(file, streams)
         return point.reason if point is not None and _is_elsewhere(point, file, stream) else ""
 
+    def places(self, entry: Entry) -> list[Place]:
+        """Where the streams of an entry lie in the volume."""
+        shown, ext = printable(entry.path), self._facts.ext
+        inode = ext.get(int(entry.inode)) if ext is not None else None
+        if ext is not None and inode is not None:
+            self._handle.check_open()
+            return _places(b"", ext.pieces(inode, shown) or [])
+        with self._handle.hold(f"'{shown}'") as info:
+            file, found = info.open_meta(inode=tskentry.address(entry.inode)), []
+            for stream in tskentry.streams_of(file):
+                if not stream.flags & tskentry.RESIDENT:
+                    runs = [run for run in tskentry.runs_of(file, stream) if not run.filler]
+                    pieces = tskentry.pieces_of(
+                        runs, self._facts.block_size, size=stream.size, valid=stream.size
+                    )
+                    found += _places(stream.name, pieces)
+            return found
+
     def readlink(self, entry: Entry) -> bytes:
         shown = printable(entry.path)
         if entry.type is not EntryType.SYMLINK:
@@ -130,6 +148,14 @@ class Contents:
         if not 0 < entry.size <= _MAX_LINK:
             return None
         return _whole_target(bytes(file.read_random(0, entry.size)), entry)
+
+
+def _places(stream: bytes, pieces: list[Piece]) -> list[Place]:
+    return [
+        Place(stream, piece.source, piece.source + piece.length)
+        for piece in pieces
+        if piece.source is not None
+    ]
 
 
 def _whole_target(data: bytes, entry: Entry) -> bytes | None:

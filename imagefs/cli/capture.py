@@ -90,7 +90,10 @@ def case_options(command: Any) -> Any:
 @click.option(
     "--mode",
     type=click.Choice(["used", "all"]),
-    help="used: leave out what ext2/3/4 do not use. Default: as the newest image of the set, else all.",
+    help="used: leave out what file systems do not use. Default: as the newest image of the set, else used.",
+)
+@click.option(
+    "--keep-swap", is_flag=True, help="Keep the contents of swap areas, pagefile.sys and hiberfil.sys."
 )
 @click.option(
     "--snapshot",
@@ -151,6 +154,7 @@ def capture(
     set_: str | None,
     kind: str,
     mode: str | None,
+    keep_swap: bool,
     snapshot: str,
     note: str,
     hashes: tuple[str, ...],
@@ -181,6 +185,7 @@ def capture(
     options = CaptureOptions(
         kind=KINDS[kind],
         mode=Mode[mode.upper()] if mode else Mode.ALL if forensic else None,
+        keep_swap=keep_swap,
         level=level,
         chunk_size=chunk_size,
         threads=threads,

@@ -73,6 +73,7 @@ def image_document(image: DiskImage, folder: str) -> dict[str, Any]:
         "case": header.facts.get("case", {}),
         "host": header.facts.get("host", {}),
         "digests": linear_digests(info),
+        "allocation": summary.facts.get("allocation", []),
         "unreadable": unreadable_ranges(image)[:MAX_RANGES],
         "states": _states(disk.chain.table, disk),
         "layer_states": _layer_states(disk),

@@ -247,7 +247,7 @@ def _skips(
     if header.mode is not Mode.USED or not isinstance(source, DeviceReader):
         return NOTHING, []
     progress.start("used blocks", None)
-    return find_skips(source, sector_size=header.sector_size, live=options.live)
+    return find_skips(source, sector_size=header.sector_size, keep_swap=options.keep_swap, live=options.live)
 
 
 def _summary(

@@ -26,7 +26,8 @@ CHUNK_SIZES = ((4 * TIB, 256 * KIB), (1 * TIB, 128 * KIB), (0, 64 * KIB))
 class CaptureOptions:
     """What the user chose. ``kind`` None means auto; ``chunk_size`` None means by disk size.
 
-    ``mode`` None is that of the set's newest image. ``hashes`` are linear digests of the whole device
+    ``mode`` None is that of the set's newest image, else used; ``keep_swap`` keeps what swap holds.
+    ``hashes`` are linear digests of the whole device
     (``linear.ALGORITHMS``), ``case`` and ``host`` what an examiner's report tells of case and machine;
     both are text by name. More than ``max_errors`` unreadable sectors end it; ``known_bad`` (offset, length)
     are not even tried. ``throttle`` is told how many bytes are about to be read; ``check_stop`` is
@@ -37,6 +38,7 @@ class CaptureOptions:
 
     kind: Kind | None = None
     mode: Mode | None = None
+    keep_swap: bool = False
     level: int = DEFAULT_LEVEL
     chunk_size: int | None = None
     threads: int | None = None
@@ -78,7 +80,8 @@ def choose_mode(catalog: Catalog, options: CaptureOptions, *, stream: bool) -> M
     newest = catalog.newest()
     why = "standard input cannot be looked into first" if stream else ""
     why = why or ("case data ask for every sector" if options.case else "")
-    mode = options.mode or (Mode.ALL if why else newest.header.mode if newest else Mode.ALL)
+    usual = newest.header.mode if newest else Mode.USED
+    mode = options.mode or (Mode.ALL if why or options.hashes else usual)
     if mode is Mode.USED and why:
         raise UsageError(f"--mode used cannot be had: {why}", hint="use --mode all")
     if mode is Mode.USED and options.hashes:

@@ -7,15 +7,14 @@ import re
 import struct
 from pathlib import Path
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from imagefs.allocation.ext import read_ext
-from imagefs.allocation.usedmap import UsedMap
 from imagefs.block.views import BytesReader
 from imagefs.errors import AllocationError, ImagefsError
+from tests.allocation import experiment
 from tests.support.images import noise
 from tests.support.oracles import need_tool, run_tool, tool_text
 
@@ -53,21 +52,6 @@ def make(path: Path, files: Path, words: list[str], size: str = "60M") -> Path:
     return path
 
 
-def free_blocks(path: Path) -> set[int]:
-    """The free blocks as dumpe2fs lists them."""
-    found: set[int] = set()
-    for line in re.findall(r"^  Free blocks: (.*)$", tool_text("dumpe2fs", path), re.M):
-        for part in filter(None, line.split(", ")):
-            first, _, last = part.partition("-")
-            found |= set(range(int(first), int(last or first) + 1))
-    return found
-
-
-def unused(found: UsedMap, size: int) -> list[tuple[int, int]]:
-    first, end = [0, *found.end.tolist()], [*found.first.tolist(), size]
-    return [(a, b) for a, b in zip(first, end, strict=True) if b > a]
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_block_for_block_and_nothing_is_missed(tmp_path: Path, files: Path, kind: str) -> None:
     need_tool("dumpe2fs", "e2fsck")
@@ -75,10 +59,10 @@ def test_block_for_block_and_nothing_is_missed(tmp_path: Path, files: Path, kind
     data = bytearray(path.read_bytes())
     found = read_ext(BytesReader(bytes(data)))
     size = found.block_size
-    ours = {block for a, b in unused(found, len(data)) for block in range(a // size, b // size)}
-    assert ours == free_blocks(path)
+    ours = {block for a, b in experiment.unused(found, len(data)) for block in range(a // size, b // size)}
+    assert ours == experiment.free_numbers(tool_text("dumpe2fs", path), r"^  Free blocks: (.*)$")
     assert ours, "something is free"
-    for a, b in unused(found, len(data)):
+    for a, b in experiment.unused(found, len(data)):
         data[a:b] = b"\xa5" * (b - a)
     path.write_bytes(data)
     run_tool(["e2fsck", "-fn", path])
@@ -95,31 +79,9 @@ def test_block_for_block_and_nothing_is_missed(tmp_path: Path, files: Path, kind
 @pytest.mark.parametrize("kind", ["ext4", "ext3", "uninit"])
 def test_beside_partclone(tmp_path: Path, files: Path, kind: str) -> None:
     """Everything that partclone calls used is used; the difference is what lies in no group."""
-    need_tool("partclone.extfs")
     path = make(tmp_path / "fs", files, KINDS[kind])
-    run_tool(
-        [
-            "partclone.extfs",
-            "-D",
-            "--offset_domain=0",
-            "-s",
-            path,
-            "-O",
-            tmp_path / "map",
-            "-L",
-            tmp_path / "log",
-        ]
-    )
-    found = read_ext(BytesReader(path.read_bytes()))
-    mine = np.zeros(path.stat().st_size // 512, bool)
-    for a, b in zip(found.first.tolist(), found.end.tolist(), strict=True):
-        mine[a // 512 : b // 512] = True
-    theirs = np.zeros_like(mine)
-    for line in (tmp_path / "map").read_text().splitlines():
-        words = line.split()
-        if len(words) == 3 and words[2] == "+" and words[1].startswith("0x"):
-            theirs[int(words[0], 16) // 512 : (int(words[0], 16) + int(words[1], 16)) // 512] = True
-    assert theirs.any()
+    mine = experiment.sectors(read_ext(BytesReader(path.read_bytes())), path.stat().st_size)
+    theirs = experiment.by_partclone("partclone.extfs", path, tmp_path)
     assert not (theirs & ~mine).any()
 
 
@@ -131,23 +93,19 @@ def test_what_lies_behind_the_file_system_is_kept(tmp_path: Path, files: Path) -
     assert found.end[-1] - found.first[-1] >= 1_000_000
 
 
-def patched(data: bytes, at: int, value: bytes) -> BytesReader:
-    return BytesReader(data[:at] + value + data[at + len(value) :])
-
-
 def test_what_cannot_be_relied_on_is_refused(tmp_path: Path, files: Path) -> None:
     plain = make(tmp_path / "plain", files, ["-t", "ext4", "-O", "^metadata_csum"]).read_bytes()
     cases = {
-        "replayed": patched(
+        "replayed": experiment.patched(
             plain, 1024 + 96, struct.pack("<I", struct.unpack_from("<I", plain, 1024 + 96)[0] | 4)
         ),
-        "cleanly": patched(plain, 1024 + 58, b"\0\0"),
-        "errors": patched(plain, 1024 + 58, b"\3\0"),
-        "not understood": patched(plain, 1024 + 96, struct.pack("<I", 0x40000042)),
-        "superblock": patched(plain, 1024 + 12, b"\1\0\0\0"),
+        "cleanly": experiment.patched(plain, 1024 + 58, b"\0\0"),
+        "errors": experiment.patched(plain, 1024 + 58, b"\3\0"),
+        "not understood": experiment.patched(plain, 1024 + 96, struct.pack("<I", 0x40000042)),
+        "superblock": experiment.patched(plain, 1024 + 12, b"\1\0\0\0"),
         "more than": BytesReader(plain[:-1_000_000]),
-        "makes no sense": patched(plain, 1024 + 24, b"\xff"),
-        "not that of": patched(plain, 1024 + 56, b"\0\0"),
+        "makes no sense": experiment.patched(plain, 1024 + 24, b"\xff"),
+        "not that of": experiment.patched(plain, 1024 + 56, b"\0\0"),
     }
     for words, reader in cases.items():
         with pytest.raises(AllocationError, match=words):
@@ -163,7 +121,7 @@ def test_a_flipped_bit_in_a_bitmap(tmp_path: Path, files: Path) -> None:
         assert line
         at = int(line[1]) * 4096 + 100
         with pytest.raises(AllocationError, match=told):
-            read_ext(patched(data, at, bytes([data[at] ^ 1])))
+            read_ext(experiment.patched(data, at, bytes([data[at] ^ 1])))
 
 
 @pytest.fixture(scope="module")
@@ -186,4 +144,4 @@ def test_hostile_bytes(small: bytes, changes: list[tuple[int, int]]) -> None:
         found = read_ext(BytesReader(bytes(data)))
     except ImagefsError:
         return
-    assert not len(found.end) or int(found.end[-1]) <= len(data)
+    experiment.inside(found, len(data))

@@ -18,7 +18,7 @@ from tests.support.reader_contract import check_reader
 
 
 def test_a_disk_image_is_a_reader_with_volumes_and_chunks(cli: Cli, ext4: Path, tmp_path: Path) -> None:
-    cli("capture", "ext4.raw", "set")
+    cli("capture", "ext4.raw", "set", "--mode", "all")
     disk = imagefs.open(tmp_path / "set")
     expected = ext4.read_bytes()
     assert disk.size == len(expected)
@@ -58,7 +58,7 @@ def test_tsk_reads_it_as_an_image(cli: Cli, ext4: Path, tmp_path: Path) -> None:
             self._file.seek(offset)
             return self._file.read(length)
 
-    cli("capture", "ext4.raw", "set")
+    cli("capture", "ext4.raw", "set", "--mode", "all")
     with imagefs.open(tmp_path / "set") as disk:
         names = {
             entry.info.name.name for entry in pytsk3.FS_Info(Image(disk.file(), disk.size)).open_dir("/")

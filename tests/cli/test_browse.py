@@ -16,11 +16,11 @@ from tests.cli.conftest import Cli
 @pytest.fixture
 def images(cli: Cli, ext4: Path) -> Cli:
     """A set with two images: /dir/plan.txt is gone in the second."""
-    assert cli("capture", "ext4.raw", "set").code == 0
+    assert cli("capture", "ext4.raw", "set", "--mode", "all").code == 0
     subprocess.run(
         ["debugfs", "-w", "-R", "rm /dir/plan.txt", ext4], check=True, capture_output=True, timeout=60
     )
-    assert cli("capture", "ext4.raw", "set").code == 0
+    assert cli("capture", "ext4.raw", "set", "--mode", "all").code == 0
     return cli
 
 

@@ -10,6 +10,7 @@ from imagefs.block.devices import open_source
 from imagefs.block.views import SliceReader
 from imagefs.browse import open_filesystem, walk
 from imagefs.errors import BrowseError, ImagefsError
+from imagefs.format.header import Mode
 from imagefs.image.catalog import scan
 from imagefs.interfaces import Reader
 from imagefs.ops.capture import capture
@@ -53,7 +54,7 @@ def listing(reader: Reader) -> dict[str, list[tuple[bytes, str, int]]]:
 def through_an_image(path: Path) -> None:
     source = open_source(str(path))
     store = MemoryStore()
-    made = capture(source, store, CaptureOptions(chunk_size=16 * 1024)).info
+    made = capture(source, store, CaptureOptions(chunk_size=16 * 1024, mode=Mode.ALL)).info
     catalog = scan(store)
     assert verify_image(catalog, made).ok
     with DiskImage(catalog.open_disk(made), made) as image:
