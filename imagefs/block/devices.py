@@ -120,8 +120,14 @@ class DeviceReader:
             if data < end:
                 yield Extent(State.STORED, data, offset - data)
 
-    def check_unchanged(self) -> None:
-        """SourceError when the source is not what it was when it was opened."""
+    @property
+    def place(self) -> str:
+        """A path under which another program finds the same bytes."""
+        return self.path
+
+    def check_unchanged(self, *, content: bool = True) -> None:
+        """SourceError when the source is not what it was when it was opened; without ``content`` it may
+        have been written to."""
         try:
             size = self._length(self._open_fd())
             now = os.stat(self.path)
@@ -134,7 +140,7 @@ class DeviceReader:
                 raise self._changed("is another device now")
         elif (now.st_dev, now.st_ino) != (self._seen.st_dev, self._seen.st_ino):
             raise self._changed("was replaced by another file")
-        elif now.st_mtime_ns != self._seen.st_mtime_ns:
+        elif content and now.st_mtime_ns != self._seen.st_mtime_ns:
             raise self._changed("was written to")
 
     def _changed(self, what: str) -> ImagefsError:

@@ -18,6 +18,7 @@ import click
 from imagefs.block.devices import DeviceReader, StreamSource, open_source
 from imagefs.block.mapfile import not_rescued, read_mapfile
 from imagefs.block.nice import RateLimit, be_nice
+from imagefs.block.snapshot import WISHES, Snapshot, clear_leftovers, in_use, open_snapshot, take_snapshot
 from imagefs.block.usage import check_not_mounted_rw, lies_on
 from imagefs.cli.command import Terminated, common
 from imagefs.cli.console import Console, default_set
@@ -97,10 +98,11 @@ def case_options(command: Any) -> Any:
 )
 @click.option(
     "--snapshot",
-    type=click.Choice(["none", "live"]),
-    default="none",
+    type=click.Choice(list(WISHES)),
+    default="auto",
     show_default=True,
-    help="live: take a device that is mounted read-write as it is.",
+    help="Of a source in use. auto: an LVM snapshot or a clone of the file (reflink), else refuse; "
+    "live: as it is, what changed read twice.",
 )
 @click.option("--note", default="", metavar="TEXT", help="Kept in the image.")
 @click.option(
@@ -200,7 +202,7 @@ def capture(
         throttle=limit.take if limit else None,
         resume=resume,
     )
-    opened = _open(source, live=options.live)
+    opened, taken = _open(console, source, snapshot)
     try:
         if isinstance(opened, DeviceReader) and lies_on(folder, source):
             raise SourceError(
@@ -220,6 +222,8 @@ def capture(
             limit.stop()
         if isinstance(opened, DeviceReader):
             opened.close()
+        for warning in taken.remove() if taken else ():
+            console.warn(warning)
     facts = result.info.header.facts
     verify = "case" in facts if then_verify is None else then_verify
     verified = _verify(console, store, result, threads) if verify else None
@@ -291,20 +295,30 @@ def _bounded(note: str) -> str:
     return note
 
 
-def _open(source: str, *, live: bool) -> DeviceReader | StreamSource:
-    """The source, after everything that can be refused before reading it."""
+def _open(console: Console, source: str, wish: str) -> tuple[DeviceReader | StreamSource, Snapshot | None]:
+    """The source, or a snapshot of one in use, after everything that can be refused before reading it."""
     if source == "-":
         if sys.stdin.isatty():
             raise SourceError("standard input is a terminal", hint="feed a disk in, or name a device or file")
-        return StreamSource(sys.stdin.fileno())
+        return StreamSource(sys.stdin.fileno()), None
+    for line in clear_leftovers(source):
+        console.warn(line)
+    if wish in ("lvm", "reflink") or (wish == "auto" and in_use(source)):
+        taken = take_snapshot(source, wish)
+        if taken is not None:
+            try:
+                return open_snapshot(taken), taken
+            except BaseException:
+                taken.remove()
+                raise
     opened = open_source(source)
     try:
-        if not live:
+        if wish != "live":
             check_not_mounted_rw(source)
     except ImagefsError:
         opened.close()
         raise
-    return opened
+    return opened, None
 
 
 def _report(

@@ -77,6 +77,8 @@ class Console:
                 last = each.offset + each.length - 1
                 place = f" (chunk {each.chunk}, bytes {each.offset} to {last})"
             self.line(f"{each.severity}: {one_line(each.message)}{place}")
+            for name in each.files:
+                self.line(f"  in {name}")
         if dropped:
             self.line(f"and {dropped} more findings")
 

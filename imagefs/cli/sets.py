@@ -15,18 +15,22 @@ from imagefs.cli.command import common
 from imagefs.cli.console import Console, default_set
 from imagefs.cli.facts import CONSISTENCY, image_document, image_row, linear_digests, unreadable_ranges
 from imagefs.cli.report import CASE_WORDS
-from imagefs.cli.text import age_text, one_line, quote, size_text, time_json, time_text
+from imagefs.cli.text import age_text, one_line, quote, size_text, time_json, time_text, valid_text
 from imagefs.cli.wiring import choose_image, open_disk, open_set
 from imagefs.errors import ChainError, StoreError, UsageError
 from imagefs.image.catalog import REPORT_SUFFIX, Catalog, ImageInfo, scan
 from imagefs.interfaces import Finding, ObjectInfo
-from imagefs.ops.verify import LEVELS, Verifier, VerifyReport, compare
+from imagefs.ops.affected import find_affected
+from imagefs.ops.diskimage import DiskImage
+from imagefs.ops.verify import LEVELS, Verifier, VerifyReport, compare, name_files
 from imagefs.store import LocalStore
 from imagefs.store.local import is_being_written
 from imagefs.version import VERSION
 
 #: Unreadable ranges that `info` lists.
 SHOWN_RANGES = 20
+#: So many of the newest images are asked which files lie in damage that verify found.
+_NAMED_IMAGES = 8
 #: The order in which `info --hashes` chooses.
 STRONGEST = ("sha512", "sha256", "sha1", "md5")
 
@@ -145,8 +149,9 @@ def _partial_line(store: LocalStore, found: ObjectInfo) -> str:
 @click.argument("image", required=False)
 @click.option("--hashes", is_flag=True, help="Only the digest of disk.raw, as `sha256sum -c` takes it.")
 @click.option("--mapfile", is_flag=True, help="Only what could not be read, as a ddrescue mapfile.")
+@click.option("--affected", is_flag=True, help="Only the files that lie in what could not be read.")
 @common
-def info(console: Console, image: str | None, hashes: bool, mapfile: bool) -> None:
+def info(console: Console, image: str | None, hashes: bool, mapfile: bool, affected: bool) -> None:
     """Everything about one IMAGE: what it is, what it needs, its states and volumes."""
     catalog, found = choose_image(console, image)
     if hashes:
@@ -157,6 +162,9 @@ def info(console: Console, image: str | None, hashes: bool, mapfile: bool) -> No
             bad = [(row["offset"], row["length"]) for row in unreadable_ranges(disk)]
             for line in format_mapfile(bad, disk.size, comment=f"imagefs {VERSION}"):
                 console.line(line)
+            return
+        if affected:
+            _say_affected(console, disk)
             return
         facts = image_document(disk, catalog.store.url)
         for finding in disk.table.findings:
@@ -176,6 +184,33 @@ def _say_hashes(console: Console, found: ImageInfo) -> None:
         )
     console.document({"digests": digests})
     console.line(f"{digests[known[0]]}  disk.raw")
+
+
+def _say_affected(console: Console, disk: DiskImage) -> None:
+    """The files in unreadable ranges, by partition and name."""
+    bad = [(row["offset"], row["offset"] + row["length"]) for row in unreadable_ranges(disk)]
+    with console.progress() as progress:
+        found = find_affected(disk, disk.volumes, bad, progress=progress)
+    rows = [
+        {
+            "volume": place.volume,
+            "path": valid_text(place.path) or quote(place.path),
+            "stream": valid_text(place.stream) or quote(place.stream),
+            "offset": place.first,
+            "length": place.end - place.first,
+        }
+        for place in found.places
+    ]
+    console.document(
+        {"unreadable": sum(end - first for first, end in bad), "affected": rows, "notes": found.notes}
+    )
+    for first, end in bad:
+        for name in found.files_in(first, end) or ["no file: free space, metadata or a gap"]:
+            console.line(f"{end - first} bytes at {first}: {name}")
+    if not bad:
+        console.line("nothing was unreadable")
+    for note in found.notes:
+        console.warn(note)
 
 
 def _info_lines(console: Console, catalog: Catalog, found: ImageInfo, facts: dict[str, Any]) -> list[str]:
@@ -269,6 +304,8 @@ def verify(
         report = verifier.report
         if against is not None and report.ok:
             _compare(report, catalog, chosen[0], against, threads, progress)
+        for each in reversed(chosen[-_NAMED_IMAGES:]):
+            name_files(report, catalog, each, progress)
     _say_report(console, report, against, chosen)
 
 

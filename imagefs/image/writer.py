@@ -156,15 +156,24 @@ class ImageWriter:
 
     def store(self, chunk_no: int, codec: int, frame: bytes, digest: bytes) -> None:
         """The next chunk is stored: ``frame`` is header and stored bytes as ``make_frame`` gives them."""
+        offset = self._out.position
         self._begin(State.STORED, chunk_no, 1)
+        self._out.append(frame)
+        self._add_row(chunk_no, codec, offset, len(frame) - FRAME_SIZE, digest)
+
+    def add_row(self, chunk_no: int, codec: int, offset: int, stored_length: int, digest: bytes) -> None:
+        """The next chunk is stored, in a frame that lies at ``offset`` of this object already."""
+        self._begin(State.STORED, chunk_no, 1)
+        self._add_row(chunk_no, codec, offset, stored_length, digest)
+
+    def _add_row(self, chunk_no: int, codec: int, offset: int, stored_length: int, digest: bytes) -> None:
         pending = self._pending
         pending.chunk_no.append(chunk_no)
-        pending.offset.append(self._out.position)
-        pending.stored_length.append(len(frame) - FRAME_SIZE)
+        pending.offset.append(offset)
+        pending.stored_length.append(stored_length)
         pending.codec.append(codec)
         pending.digest += digest
-        self._out.append(frame)
-        self._frame_bytes += len(frame)
+        self._frame_bytes += FRAME_SIZE + stored_length
         self._view.add(State.STORED, chunk_no, 1, digest)
         if len(pending) >= BLOCK_ROWS:
             self._write_block()

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 from imagefs.block.devices import DeviceReader
 from imagefs.block.foreign import ForeignImage, identify
 from imagefs.block.rescue import Rescue
+from imagefs.block.snapshot import SnapshotReader
 from imagefs.block.views import BytesReader
 from imagefs.errors import FormatError, SourceError, StoreFull, UsageError
 from imagefs.format.fields import encode_facts
 from imagefs.format.header import Header, Mode
 from imagefs.format.trailer import Summary
+from imagefs.image.again import AmendingWriter, FirstPass
 from imagefs.image.catalog import Catalog, ImageInfo, image_name, read_info, scan
 from imagefs.image.disk import VirtualDisk
 from imagefs.image.resume import resumed_writer
@@ -31,6 +33,7 @@ from imagefs.ops.resume import (
     feed_again,
     find_parent,
     newest_partial,
+    partial_of,
     resumed_options,
 )
 from imagefs.ops.skips import NOTHING, Skips
@@ -38,7 +41,7 @@ from imagefs.ops.source import describe_source
 from imagefs.ops.usedblocks import VolumeUse, find_skips
 
 #: Consistency, as the summary keeps it (FORMAT.md, 6).
-NOBODY_KNOWS, OFFLINE, LIVE = 0, 1, 3
+NOBODY_KNOWS, OFFLINE, SNAPSHOT, LIVE = 0, 1, 2, 3
 #: Bytes of the summary's facts kept free for what is known only at the end.
 _ROOM = 2048
 
@@ -96,18 +99,61 @@ def _capture(source: Source, catalog: Catalog, options: CaptureOptions, progress
         _refuse_foreign(identify(head), source.path)
     facts, volumes = _facts(source, head)
     plan = make_plan(catalog, options, facts)
-    header = make_header(plan, catalog, options, facts)
+    taken = source.snapshot.kind if isinstance(source, SnapshotReader) else "live" if options.live else ""
+    header = make_header(plan, catalog, options, facts, snapshot=taken)
     skips, uses = _skips(source, header, options, progress)
-    summary = _summary(header, options, volumes, uses, stream=facts.disk_size is None)
-    with _job(source, header, plan.parent, catalog, options, skips, progress) as (job, digests, _):
-        name = image_name(header)
+    summary = _summary(header, _consistency(source, options), volumes, uses)
+    name, live = image_name(header), isinstance(source, DeviceReader) and options.live
+    # Of a source in use only the second pass makes digests: its bytes are those of the image.
+    first_options = replace(options, hashes=()) if live else options
+    with (
+        _parent_disk(catalog, plan.parent) as disk,
+        _job(source, header, disk, first_options, skips, progress) as (job, digests),
+    ):
         out = catalog.store.create(name)
         with _kept_or_gone(out, job) as keep:
             writer = keep.writer = ImageWriter(out, header)
             job.run(writer, first)
-            progress.start("finish", None)
-            writer.finish(_finished(summary, job, digests))
-    return _result(catalog, name, job, begun, plan.warnings)
+            again = live and writer.suspend(checkpoint=True)
+            if not again:
+                progress.start("finish", None)
+                writer.finish(_finished(summary, job, digests))
+        if again:
+            job = _read_again(source, catalog, disk, name, options, progress, summary, skips, job)
+    return _result(catalog, name, job, begun, (*plan.warnings, *_said(source)))
+
+
+def _said(source: Source) -> tuple[str, ...]:
+    """What a snapshot had to say at its end."""
+    return tuple(source.warnings) if isinstance(source, SnapshotReader) else ()
+
+
+def _read_again(
+    source: Source,
+    catalog: Catalog,
+    parent: VirtualDisk | None,
+    name: str,
+    options: CaptureOptions,
+    progress: Progress,
+    summary: Summary,
+    skips: Skips,
+    job: CaptureJob,
+) -> CaptureJob:
+    """The second pass over a source in use: what changed during the first is read and written anew."""
+    assert isinstance(source, DeviceReader)
+    with closing(partial_of(catalog, name, source.size)) as partial:
+        before = FirstPass(partial, parent, source.size)
+        with _job(source, partial.header, before, options, skips, progress) as (second, digests):
+            second.label = "changes"
+            out = catalog.store.reopen(partial.name, partial.end)
+            with _kept_or_gone(out, second) as keep:
+                writer = keep.writer = AmendingWriter(out, partial, before)
+                second.run(writer)
+                progress.start("finish", None)
+                done = _finished(summary, second, digests)
+                writer.finish(replace(done, facts={**done.facts, "changed_chunks": writer.changed}))
+    second.read_bytes += job.read_bytes
+    return second
 
 
 def _resume(source: Source, catalog: Catalog, options: CaptureOptions, progress: Progress) -> CaptureResult:
@@ -124,8 +170,11 @@ def _resume(source: Source, catalog: Catalog, options: CaptureOptions, progress:
         parent = find_parent(catalog, partial)
         skips, uses = _skips(source, header, options, progress)
         check_skips(source, partial, skips)
-        summary = _summary(header, options, volumes, uses, stream=False)
-        with _job(source, header, parent, catalog, options, skips, progress) as (job, digests, disk):
+        summary = _summary(header, _consistency(source, options), volumes, uses)
+        with (
+            _parent_disk(catalog, parent) as disk,
+            _job(source, header, disk, options, skips, progress) as (job, digests),
+        ):
             check_source(source, partial, disk, facts)
             if digests is not None:
                 progress.start("digests", None)
@@ -138,7 +187,7 @@ def _resume(source: Source, catalog: Catalog, options: CaptureOptions, progress:
                 writer.finish(_finished(summary, job, digests))
     finally:
         partial.close()
-    return _result(catalog, image_name(header), job, begun, ())
+    return _result(catalog, image_name(header), job, begun, _said(source))
 
 
 def _facts(source: Source, head: DeviceReader | BytesReader) -> tuple[SourceFacts, list[dict[str, Any]]]:
@@ -155,17 +204,24 @@ def _result(
 
 
 @contextmanager
+def _parent_disk(catalog: Catalog, parent: ImageInfo | None) -> Iterator[VirtualDisk | None]:
+    if parent is None:
+        yield None
+        return
+    with closing(catalog.open_disk(parent)) as disk:
+        yield disk
+
+
+@contextmanager
 def _job(
     source: Source,
     header: Header,
-    parent_info: ImageInfo | None,
-    catalog: Catalog,
+    parent: VirtualDisk | FirstPass | None,
     options: CaptureOptions,
     skips: Skips,
     progress: Progress,
-) -> Iterator[tuple[CaptureJob, LinearDigests | None, VirtualDisk | None]]:
-    """The pump with all it reads through, closed again on every way out."""
-    parent = catalog.open_disk(parent_info) if parent_info else None
+) -> Iterator[tuple[CaptureJob, LinearDigests | None]]:
+    """The pump with what it reads through, closed again on every way out."""
     digests = LinearDigests(options.hashes) if options.hashes else None
     rescue = None
     try:
@@ -183,12 +239,12 @@ def _job(
                 digests=digests,
                 throttle=options.throttle,
                 check_stop=options.check_stop,
+                moving=options.live,
             ),
             digests,
-            parent,
         )
     finally:
-        for each in (parent, digests, rescue):
+        for each in (digests, rescue):
             if each is not None:
                 each.close()
 
@@ -250,15 +306,15 @@ def _skips(
     return find_skips(source, sector_size=header.sector_size, keep_swap=options.keep_swap, live=options.live)
 
 
+def _consistency(source: Source, options: CaptureOptions) -> int:
+    if isinstance(source, SnapshotReader):
+        return SNAPSHOT
+    return LIVE if options.live else OFFLINE if isinstance(source, DeviceReader) else NOBODY_KNOWS
+
+
 def _summary(
-    header: Header,
-    options: CaptureOptions,
-    volumes: list[dict[str, Any]],
-    uses: list[VolumeUse],
-    *,
-    stream: bool,
+    header: Header, consistency: int, volumes: list[dict[str, Any]], uses: list[VolumeUse]
 ) -> Summary:
-    consistency = LIVE if options.live else NOBODY_KNOWS if stream else OFFLINE
     facts: dict[str, Any] = {"volumes": volumes}
     if uses:
         facts["allocation"] = [

@@ -14,6 +14,7 @@ from imagefs.block.rescue import Rescue
 from imagefs.block.views import extents_of
 from imagefs.format.codec import digest_of, make_frame
 from imagefs.format.header import Header
+from imagefs.image.again import FirstPass
 from imagefs.image.disk import VirtualDisk
 from imagefs.image.writer import ImageWriter
 from imagefs.interfaces import Progress, State
@@ -79,14 +80,14 @@ class CaptureJob:
     """One capture under way.
 
     ``skips`` are left out, ``rescue`` reads a device around its bad sectors, ``digests`` are fed with
-    every byte in order.
+    every byte in order. A ``moving`` source may change its content, but not its size.
     """
 
     def __init__(
         self,
         source: Source,
         header: Header,
-        parent: VirtualDisk | None,
+        parent: VirtualDisk | FirstPass | None,
         *,
         threads: int,
         progress: Progress,
@@ -95,7 +96,10 @@ class CaptureJob:
         digests: LinearDigests | None = None,
         throttle: Callable[[int], None] | None = None,
         check_stop: Callable[[], None] | None = None,
+        moving: bool = False,
     ) -> None:
+        self.label = "capture"
+        self._moving = moving
         self._source = source
         self._header = header
         self._parent = parent
@@ -116,12 +120,12 @@ class CaptureJob:
         """Every batch from where the writer stands to the end of the source."""
         chunk = self._chunk
         if self.size is None:
-            self._progress.start("capture", None)
+            self._progress.start(self.label, None)
             batches: Iterator[Batch] = read_ahead(self._stream_batches(first))
         else:
             self.done = min(writer.next_chunk * chunk, self.size)
             left_out = sum(end - start for start, end in self._skips.chunks(chunk, self.size)) * chunk
-            self._progress.start("capture", max(0, self.size - left_out))
+            self._progress.start(self.label, max(0, self.size - left_out))
             batches = self._device_batches(writer.next_chunk)
         results = ordered_map(self.work, batches, threads=self._threads)
         try:
@@ -133,7 +137,7 @@ class CaptureJob:
         finally:
             results.close()
         if isinstance(self._source, DeviceReader):
-            self._source.check_unchanged()
+            self._source.check_unchanged(content=not self._moving)
 
     def _take(self, writer: ImageWriter, done: Done) -> None:
         """One batch into the image, in its place."""

@@ -148,13 +148,18 @@ def _check_same_source(newest: ImageInfo, identity: dict[str, Any], disk_size: i
         )
 
 
-def make_header(plan: Plan, catalog: Catalog, options: CaptureOptions, source: SourceFacts) -> Header:
+def make_header(
+    plan: Plan, catalog: Catalog, options: CaptureOptions, source: SourceFacts, *, snapshot: str = ""
+) -> Header:
+    """``snapshot`` is ``lvm``, ``reflink`` or ``live`` where the source was in use."""
     newest, parent = catalog.newest(), plan.parent
     after = max((info.created for info in (newest, parent) if info is not None), default=0)
     facts: dict[str, Any] = {"tool": f"imagefs {VERSION}", "source": source.identity}
     if options.note:
         # Raw bytes of the command line that are no text cannot be kept as they are.
         facts["note"] = options.note.encode("utf-8", "replace").decode()
+    if snapshot:
+        facts["snapshot"] = snapshot
     if options.hashes:
         facts["hashes"] = list(options.hashes)
     if options.host:

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from imagefs.block.devices import DeviceReader
-from imagefs.errors import ChainError, ImagefsError, SourceError, UsageError
+from imagefs.errors import ChainError, ImagefsError, SourceError, StoreError, UsageError
 from imagefs.format.codec import digest_of
 from imagefs.format.index import Rows
 from imagefs.image.catalog import Catalog, ImageInfo
@@ -49,6 +49,14 @@ def newest_partial(catalog: Catalog, facts: SourceFacts) -> Partial:
     return found[-1]
 
 
+def partial_of(catalog: Catalog, name: str, disk_size: int) -> Partial:
+    """The unfinished image that is to become ``name``."""
+    for info in catalog.store.partials():
+        if name in info.name:
+            return read_partial(catalog.store.open_partial(info.name), info.name, disk_size=disk_size)
+    raise StoreError(f"the unfinished image {name} is gone", hint="start the capture again")
+
+
 def resumed_options(options: CaptureOptions, partial: Partial) -> CaptureOptions:
     """What the capture was begun with; only threads and limits are this run's."""
     facts = partial.header.facts
@@ -81,6 +89,11 @@ def check_source(
     source: DeviceReader, partial: Partial, parent: VirtualDisk | None, facts: SourceFacts
 ) -> None:
     """SourceError unless ``source`` is the disk that ``partial`` was begun on, as it was then."""
+    if partial.header.facts.get("snapshot") in ("lvm", "reflink"):
+        raise UsageError(
+            f"{partial.name} was read from a snapshot, which is gone",
+            hint="start a new capture, without --resume",
+        )
     old = partial.header.facts.get("source")
     old = old if isinstance(old, dict) else {}
     reason = difference(old, facts.identity, old_size=source.size, new_size=source.size)

@@ -115,7 +115,7 @@ def _read_map(source: DeviceReader, volume: Volume, part: Reader, kind: str) -> 
     if kind == "ntfs":
         return _read_ntfs(part)
     if kind in partclone.KINDS:
-        return partclone.read_partclone(part, source.path, volume.start, kind)
+        return partclone.read_partclone(part, source.place, volume.start, kind)
     return READERS[kind](part)
 
 

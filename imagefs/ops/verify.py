@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from imagefs.block.views import extents_of
@@ -15,6 +15,8 @@ from imagefs.image.catalog import Catalog, ImageInfo
 from imagefs.image.disk import VirtualDisk
 from imagefs.image.reader import ImageReader
 from imagefs.interfaces import Finding, NoProgress, Progress, Reader, State
+from imagefs.ops.affected import find_affected
+from imagefs.ops.diskimage import DiskImage
 from imagefs.ops.linear import LinearDigests
 from imagefs.ops.pump import BATCH_BYTES, default_threads, ordered_map
 from imagefs.ops.skips import NOTHING, Skips
@@ -24,6 +26,8 @@ LEVELS = ("quick", "data")
 _BATCH_BYTES = 4 * BATCH_BYTES
 #: More findings than this are counted, not kept.
 MAX_FINDINGS = 10_000
+#: Names of files that one finding tells.
+MAX_FILES = 50
 
 
 @dataclass(slots=True)
@@ -186,6 +190,46 @@ def verify_image(
     verifier = Verifier(catalog, level=level, threads=threads, progress=progress)
     verifier.verify(info)
     return verifier.report
+
+
+def name_files(report: VerifyReport, catalog: Catalog, info: ImageInfo, progress: Progress) -> None:
+    """Add to findings that have a place on the disk the files that lie there, where ``info`` shows it."""
+    open_ones = [
+        i
+        for i, finding in enumerate(report.findings)
+        if finding.length and not finding.files and _has_place(finding)
+    ]
+    if not open_ones:
+        return
+    try:
+        disk = DiskImage(catalog.open_disk(info), info)
+    except ImagefsError:
+        return
+    with disk:
+        shown = [i for i in open_ones if _is_shown(disk, report.findings[i])]
+        ranges = [_range_of(report.findings[i]) for i in shown]
+        found = find_affected(disk, disk.volumes, ranges, progress=progress)
+        for i, (first, end) in zip(shown, ranges, strict=True):
+            names = found.files_in(first, end)
+            report.findings[i] = replace(report.findings[i], files=tuple(names[:MAX_FILES]))
+
+
+def _has_place(finding: Finding) -> bool:
+    return finding.chunk is not None or finding.code == "differs"
+
+
+def _is_shown(disk: DiskImage, finding: Finding) -> bool:
+    """Whether what the finding is about is what this image shows there."""
+    if finding.chunk is None:
+        return finding.image == disk.id
+    layers = [layer.id for layer in disk.disk.chain.layers]
+    run = disk.disk.run_of(finding.chunk) if finding.chunk * disk.disk.chunk_size < disk.size else None
+    return run is not None and run.state is State.STORED and layers[run.layer] == finding.image
+
+
+def _range_of(finding: Finding) -> tuple[int, int]:
+    first = finding.offset or 0
+    return first, first + (finding.length or 0)
 
 
 def _check_frames(reader: ImageReader, rows: Rows, start: int, end: int) -> tuple[int, list[Finding]]:

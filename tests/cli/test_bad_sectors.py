@@ -91,3 +91,38 @@ def test_a_mount_gives_zeros_or_errors(cli: Cli, tmp_path: Path) -> None:
                         assert disk.read(4096) == ZEROED[page : page + 4096]
         finally:
             assert cli("umount", "mnt").code == 0
+
+
+def test_files_in_bad_places_by_name(cli: Cli, tmp_path: Path) -> None:
+    """``info --affected`` after a capture around bad sectors; ``verify`` after damage to the image."""
+    need_tool("mke2fs")
+    files, disk = tmp_path / "files", tmp_path / "good"
+    files.mkdir()
+    for number in range(5):
+        (files / f"f{number}").write_bytes(noise(200_000, number + 1))
+    run_tool(["truncate", "-s", "8M", disk])
+    run_tool(["mke2fs", "-q", "-F", "-t", "ext4", "-b", "4096", "-d", files, disk])
+    data = disk.read_bytes()
+    two, four = (data.find(noise(200_000, number + 1)[:16]) // 512 for number in (2, 4))
+    with failing_disk(disk, tmp_path / "bad.raw", [two + 5, four, four + 1, 16_000]):
+        made = cli("capture", "bad.raw", "set", "--mode", "all", "--json")
+    assert made.code == 3, made.err
+    told = cli("info", "set", "--affected", "--json").document
+    assert told["unreadable"] == 4 * 512
+    rows = [(row["volume"], row["path"], row["offset"], row["length"]) for row in told["affected"]]
+    assert rows == sorted(
+        [("p0", "/f2", (two + 5) * 512, 512), ("p0", "/f4", four * 512, 1024)], key=lambda row: row[2]
+    )
+    text = cli("info", "set", "--affected").text
+    assert f"1024 bytes at {four * 512}: /p0/f4" in text
+    assert f"512 bytes at {16_000 * 512}: no file" in text
+    image = tmp_path / made.document["path"]
+    stored = bytearray(image.read_bytes())
+    at = stored.find(noise(200_000, 1)[64:128])
+    assert at > 0, "noise is stored as it is"
+    stored[at] ^= 1
+    image.write_bytes(stored)
+    found = cli("verify", "set", "--json")
+    assert found.code == 4
+    assert "/p0/f0" in [name for row in found.document["findings"] for name in row["files"]]
+    assert "  in /p0/f0" in cli("verify", "set").text

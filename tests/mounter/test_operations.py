@@ -227,3 +227,16 @@ def test_a_log_line_carries_the_facts() -> None:
     error = IntegrityError("chunk 7 fails its check", image="ab", chunk=7, offset=None)
     assert line_of(error, "read x") == "read x: integrity: chunk 7 fails its check [image=ab chunk=7]"
     assert line_of(SourceError("gone"), "read x") == "read x: source: gone"
+
+
+def test_states_as_extended_attributes() -> None:
+    """How much of a file is in which state; a name of another kind is refused as unknown here."""
+    mounted = Mounted(usual_spec())
+    names_ = mounted.ops.listxattr("/disk.raw")
+    assert names_ == [f"user.imagefs.{word}" for word in ("stored", "zero", "skipped", "unreadable")]
+    told = {name: int(mounted.ops.getxattr("/disk.raw", name)) for name in names_}
+    assert sum(told.values()) == mounted.ops.getattr("/disk.raw")["st_size"]
+    assert mounted.ops.listxattr("/") == []
+    assert mounted.fails(mounted.ops.getxattr, "/", "user.imagefs.zero") == errno.ENODATA
+    assert mounted.fails(mounted.ops.getxattr, "/disk.raw", "security.selinux") == errno.EOPNOTSUPP
+    assert mounted.fails(mounted.ops.getxattr, "/none", "user.imagefs.zero") == errno.ENOENT
