@@ -374,7 +374,11 @@ def _fullness(what: str, percent: float | None) -> list[str]:
 
 
 def _boot() -> str:
-    return read_text(Path("/proc/sys/kernel/random/boot_id"))[:8] or "0" * 8  # not every container shows it
+    try:
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+            return file.read(8)
+    except OSError:  # not every container shows it
+        return "0" * 8
 
 
 def _started(pid: int) -> int:

@@ -9,13 +9,14 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from types import FrameType
 from typing import Any
 
 import click
 
 from imagefs.block.devices import DeviceReader, StreamSource, open_source
+from imagefs.block.hidden import hidden_areas
 from imagefs.block.mapfile import not_rescued, read_mapfile
 from imagefs.block.nice import RateLimit, be_nice
 from imagefs.block.snapshot import WISHES, Snapshot, clear_leftovers, in_use, open_snapshot, take_snapshot
@@ -132,6 +133,12 @@ def case_options(command: Any) -> Any:
     help="zstd level.",
 )
 @click.option(
+    "--estimate/--no-estimate",
+    default=True,
+    show_default=True,
+    help="Tell size and time from samples before it starts, and refuse what does not fit the set's disk.",
+)
+@click.option(
     "--chunk-size",
     callback=parse_size,
     metavar="SIZE",
@@ -157,6 +164,7 @@ def capture(
     kind: str,
     mode: str | None,
     keep_swap: bool,
+    estimate: bool,
     snapshot: str,
     note: str,
     hashes: tuple[str, ...],
@@ -188,6 +196,7 @@ def capture(
         kind=KINDS[kind],
         mode=Mode[mode.upper()] if mode else Mode.ALL if forensic else None,
         keep_swap=keep_swap,
+        estimate=estimate,
         level=level,
         chunk_size=chunk_size,
         threads=threads,
@@ -211,7 +220,7 @@ def capture(
         store = LocalStore(folder, suffix=SUFFIX)
         store.make()
         if forensic:
-            options = replace(options, host=describe_host(read_only=_read_only(opened)))
+            options = replace(options, host=_host(console, opened))
         with console.progress() as progress, _stopping(console, opened) as check_stop:
             result = run_capture(opened, store, replace(options, check_stop=check_stop), progress)
     except BaseException:
@@ -284,6 +293,15 @@ def _case_data(given: dict[str, str]) -> dict[str, str]:
     return {name: text for name, text in given.items() if text}
 
 
+def _host(console: Console, opened: DeviceReader | StreamSource) -> dict[str, str]:
+    device = isinstance(opened, DeviceReader) and opened.is_device
+    hidden = hidden_areas(opened.path) if device else {}
+    for name, told in hidden.items():
+        if told != "none":
+            console.warn(f"{opened.path}: {told} ({name.upper()}), which are not in the image")
+    return describe_host(read_only=_read_only(opened), hidden=hidden)
+
+
 def _read_only(opened: DeviceReader | StreamSource) -> bool | None:
     """Whether the kernel keeps everybody from writing to the device; None where it is none."""
     return opened.read_only if isinstance(opened, DeviceReader) and opened.is_device else None
@@ -340,6 +358,7 @@ def _report(
         "stored_bytes": result.stored_bytes,
         "seconds": round(result.seconds, 3),
         "digests": result.digests,
+        "estimate": asdict(result.estimate) if result.estimate else None,
         "unreadable_bytes": result.unreadable_bytes,
         "volumes": result.uses,
         "warnings": list(result.warnings),

@@ -28,8 +28,9 @@ CASE_WORDS = {
 DIGEST_WORDS = {"md5": "MD5", "sha1": "SHA1", "sha256": "SHA256", "sha512": "SHA512"}
 
 
-def describe_host(*, read_only: bool | None) -> dict[str, str]:
-    """Machine, system, user and command line of this run; ``read_only`` is the source's state."""
+def describe_host(*, read_only: bool | None, hidden: Mapping[str, str]) -> dict[str, str]:
+    """Machine, system, user and command line of this run; ``read_only`` is the source's state,
+    ``hidden`` what the disk keeps from everybody."""
     try:
         user = getpass.getuser()
     except (KeyError, OSError):
@@ -41,6 +42,7 @@ def describe_host(*, read_only: bool | None) -> dict[str, str]:
         "user": f"{user} (sudo by {behind})" if behind else user,
         "command": shlex.join(["imagefs", *sys.argv[1:]]),
         "read_only": {True: "yes", False: "no", None: "not a device"}[read_only],
+        **hidden,
     }
     return {
         name: value.encode("utf-8", "replace")[:_LONGEST].decode("utf-8", "ignore")
@@ -54,7 +56,6 @@ def report_text(info: ImageInfo, verified: Mapping[str, bool] | None, *, verify_
     case, source = _dict(header.facts.get("case")), _dict(header.facts.get("source"))
     host, digests = _dict(header.facts.get("host")), _dict(summary.facts.get("digests"))
     sectors, rest = divmod(summary.disk_size, header.sector_size)
-    hidden = _dict(host.get("hidden"))
     blocks = [
         ("", [("Created by", header.facts.get("tool", ""))]),
         ("Case Information", [(words, case.get(key, "")) for key, words in CASE_WORDS.items()]),
@@ -65,7 +66,8 @@ def report_text(info: ImageInfo, verified: Mapping[str, bool] | None, *, verify_
                 ("Bytes per Sector", header.sector_size),
                 ("Sector Count", f"{sectors}" + (f" and {rest} bytes" if rest else "")),
                 ("Size in Bytes", summary.disk_size),
-                *((name, value) for name, value in sorted(hidden.items())),
+                ("Hidden by HPA", host.get("hpa", "unknown")),
+                ("Hidden by DCO", host.get("dco", "unknown")),
                 ("Source Read-Only", host.get("read_only", "")),
             ],
         ),

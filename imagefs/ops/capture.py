@@ -15,7 +15,7 @@ from imagefs.block.snapshot import SnapshotReader
 from imagefs.block.views import BytesReader
 from imagefs.errors import FormatError, SourceError, StoreFull, UsageError
 from imagefs.format.fields import encode_facts
-from imagefs.format.header import Header, Mode
+from imagefs.format.header import Header, Kind, Mode
 from imagefs.format.trailer import Summary
 from imagefs.image.again import AmendingWriter, FirstPass
 from imagefs.image.catalog import Catalog, ImageInfo, image_name, read_info, scan
@@ -23,6 +23,7 @@ from imagefs.image.disk import VirtualDisk
 from imagefs.image.resume import resumed_writer
 from imagefs.image.writer import ImageWriter, abort_on_error
 from imagefs.interfaces import NoProgress, ObjectStore, ObjectWriter, Progress
+from imagefs.ops.estimate import Estimate, check_room, estimate
 from imagefs.ops.linear import LinearDigests
 from imagefs.ops.pieces import CaptureJob, Source
 from imagefs.ops.plan import CaptureOptions, SourceFacts, make_header, make_plan
@@ -55,6 +56,7 @@ class CaptureResult:
     stored_bytes: int
     seconds: float
     warnings: tuple[str, ...]
+    estimate: Estimate | None = None
 
     @property
     def digests(self) -> dict[str, str]:
@@ -110,6 +112,7 @@ def _capture(source: Source, catalog: Catalog, options: CaptureOptions, progress
         _parent_disk(catalog, plan.parent) as disk,
         _job(source, header, disk, first_options, skips, progress) as (job, digests),
     ):
+        guess = _estimated(source, header, disk, skips, options, catalog, progress)
         out = catalog.store.create(name)
         with _kept_or_gone(out, job) as keep:
             writer = keep.writer = ImageWriter(out, header)
@@ -120,7 +123,34 @@ def _capture(source: Source, catalog: Catalog, options: CaptureOptions, progress
                 writer.finish(_finished(summary, job, digests))
         if again:
             job = _read_again(source, catalog, disk, name, options, progress, summary, skips, job)
-    return _result(catalog, name, job, begun, (*plan.warnings, *_said(source)))
+    made = _result(catalog, name, job, begun, (*plan.warnings, *_said(source)))
+    return replace(made, estimate=guess)
+
+
+def _estimated(
+    source: Source,
+    header: Header,
+    parent: VirtualDisk | None,
+    skips: Skips,
+    options: CaptureOptions,
+    catalog: Catalog,
+    progress: Progress,
+) -> Estimate | None:
+    """What it will take, told before it starts, and that the set's disk may be too small."""
+    if not options.estimate or not isinstance(source, DeviceReader):
+        return None
+    progress.start("estimate", None)
+    guess = estimate(source, header, parent, skips, threads=options.threads or default_threads())
+    if guess is None:
+        return None
+    progress.note(
+        f"about {guess.read_bytes / 2**30:.1f} GiB to read, {guess.stored_bytes / 2**30:.1f} GiB to store, "
+        f"{max(1, round(guess.seconds / 60))} min"
+    )
+    warning = check_room(guess, catalog.store, full=header.kind is Kind.FULL)
+    if warning:
+        progress.note(f"warning: {warning}")
+    return guess
 
 
 def _said(source: Source) -> tuple[str, ...]:

@@ -26,7 +26,8 @@ CHUNK_SIZES = ((4 * TIB, 256 * KIB), (1 * TIB, 128 * KIB), (0, 64 * KIB))
 class CaptureOptions:
     """What the user chose. ``kind`` None means auto; ``chunk_size`` None means by disk size.
 
-    ``mode`` None is that of the set's newest image, else used; ``keep_swap`` keeps what swap holds.
+    ``mode`` None is that of the set's newest image, else used; ``keep_swap`` keeps what swap holds;
+    ``estimate`` takes samples first.
     ``hashes`` are linear digests of the whole device
     (``linear.ALGORITHMS``), ``case`` and ``host`` what an examiner's report tells of case and machine;
     both are text by name. More than ``max_errors`` unreadable sectors end it; ``known_bad`` (offset, length)
@@ -39,6 +40,7 @@ class CaptureOptions:
     kind: Kind | None = None
     mode: Mode | None = None
     keep_swap: bool = False
+    estimate: bool = False
     level: int = DEFAULT_LEVEL
     chunk_size: int | None = None
     threads: int | None = None
