@@ -5,6 +5,7 @@ No files are written, nothing is indexed, nothing is kept in order.
 
 from __future__ import annotations
 
+import hashlib
 import mmap
 import os
 import time
@@ -48,6 +49,14 @@ def decode_hash_time(disk: Path, offsets: Sequence[int], *, chunk: int, level: i
             blake3(unpress.decompress(frame)).digest()
 
     return _time(work, frames)
+
+
+def digest_time(disk: Path, algorithm: str) -> float:
+    """Seconds to read a whole file and make one linear digest of it, on one thread."""
+    begin = time.perf_counter()
+    with disk.open("rb") as stream:
+        hashlib.file_digest(stream, algorithm)
+    return time.perf_counter() - begin
 
 
 def read_hash_time(disk: Path, offsets: Sequence[int], *, chunk: int) -> float:

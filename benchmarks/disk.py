@@ -22,7 +22,7 @@ from benchmarks.measure import say
 from fixtures.build import build_gpt_disk
 from fixtures.content import pick_files, stage_real
 from fixtures.layout import MIB, Part, gpt_layout
-from fixtures.sparse import data_ranges
+from fixtures.sparse import cut_out, data_ranges
 from fixtures.tools import run_tool
 
 PAGE = 4096
@@ -108,6 +108,15 @@ def _program_files(roots: list[Path], budget: int, *, smallest: int = 1) -> Iter
 def linux_part(shape: Shape) -> Part:
     """p2, the ext4 volume that random reads go to."""
     return gpt_layout(shape.size)[1]
+
+
+def cut_linux(disk: Path, shape: Shape) -> Path:
+    """p2 as a file of its own, with the same holes."""
+    part, target = linux_part(shape), disk.with_suffix(".p2")
+    if not target.exists() or target.stat().st_mtime < disk.stat().st_mtime:
+        say("cutting out its ext4 partition")
+        cut_out(disk, target, offset=part.start, length=part.length)
+    return target
 
 
 def used_units(disk: Path, unit: int, *, start: int = 0, stop: int | None = None) -> npt.NDArray[np.int64]:

@@ -5,10 +5,14 @@ Each group is a function from the workshop to figures; ``GROUPS`` names them for
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
+
+import numpy as np
 
 from benchmarks import bare, ours, peers
 from benchmarks.measure import BenchError, interleave, median, say
@@ -21,6 +25,8 @@ from benchmarks.mounts import (
     sequential_rate,
 )
 from benchmarks.workshop import Workshop
+from imagefs.block.devices import open_source
+from imagefs.ops.usedblocks import find_skips
 
 MEMORY_LIMIT = 400_000_000
 _SEED = 42
@@ -106,6 +112,85 @@ def incremental(shop: Workshop) -> Iterator[Row]:
     yield row("incremental, 1 % changed, time", "bare", "reading and BLAKE3 of the allocated data", 1.3)
 
 
+def used(shop: Workshop) -> Iterator[Row]:
+    """The used blocks of the ext4 partition, at the defaults and packed as tightly as the peer does."""
+    peer, new = shop.work / "p2.pc.zst", shop.work / "set"
+    packed = ", 4 MiB chunks, level 3"
+    kinds = {"": (), packed: ("--chunk-size", "4M", "--compression", "3")}
+    sizes: dict[str, float] = {}
+
+    def one_capture(name: str) -> float:
+        folder = ours.new_set(new)
+        run = ours.capture(shop.linux, folder, "--kind", "full", *kinds[name], mode="used")
+        sizes[name] = ours.images(folder)[-1].stat().st_size / 1e6
+        return shop.timed("used-block capture", run)
+
+    values = interleave(
+        shop.runs,
+        ours=lambda: one_capture(""),
+        packed=lambda: one_capture(packed),
+        partclone=lambda: peers.partclone(shop.linux, peer).seconds,
+    )
+    what, theirs = "partclone.ext4 -c | zstd -3 -T2", (peer.stat().st_size / 1e6,)
+    for name, side in zip(kinds, ("ours", "packed"), strict=True):
+        mine = tuple(values[side])
+        yield Figure(
+            "used", f"used blocks of ext4, time{name}", what, "s", mine, tuple(values["partclone"]), 0.5
+        )
+        yield Figure(
+            "used", f"used blocks of ext4, image size{name}", what, "MB", (sizes[name],), theirs, 1.0
+        )
+
+
+def again(shop: Workshop) -> Iterator[Row]:
+    """A second used-block capture with nothing changed, beside reading and hashing what is used."""
+    first = shop.work / "first"
+    ours.capture(shop.linux, ours.new_set(first), "--kind", "full", mode="used")
+    (image,) = ours.images(first)
+    chunk = ours.facts(image)["chunk_size"]
+    offsets = _captured(shop.linux, chunk)
+
+    def one_capture() -> float:
+        folder = ours.new_set(shop.work / "set", image)
+        return shop.timed("second capture", ours.capture(shop.linux, folder, mode="used"))
+
+    values = interleave(
+        shop.runs, ours=one_capture, bare=lambda: bare.read_hash_time(shop.linux, offsets, chunk=chunk)
+    )
+    row = _Rows("again", "s", values)
+    yield row("nothing changed, used blocks, time", "bare", "reading and BLAKE3 of the used blocks", 1.3)
+
+
+def _captured(part: Path, chunk: int) -> list[int]:
+    """Offsets of the chunks that a used-block capture reads."""
+    with contextlib.closing(open_source(str(part))) as source:
+        skips, _ = find_skips(source, sector_size=512)
+        wanted = np.ones(-(-source.size // chunk), bool)
+        for first, end in skips.chunks(chunk, source.size):
+            wanted[first:end] = False
+    return [int(number) * chunk for number in np.flatnonzero(wanted)]
+
+
+def forensic(shop: Workshop) -> Iterator[Row]:
+    """What MD5, SHA-1 and SHA-256 add to a capture, beside the slowest of them alone."""
+    new = shop.work / "set"
+
+    def one_capture(*options: str) -> float:
+        return ours.capture(shop.disk, ours.new_set(new), "--kind", "full", *options).seconds
+
+    names = ("md5", "sha1", "sha256")
+    sides = {name: partial(bare.digest_time, shop.disk, name) for name in names}
+    values = interleave(
+        shop.runs, plain=one_capture, hashed=lambda: one_capture("--hash", ",".join(names)), **sides
+    )
+    slowest = max(names, key=lambda name: median(values[name]))
+    more = tuple(max(0.0, b - a) for a, b in zip(values["plain"], values["hashed"], strict=True))
+    what = f"{slowest} alone, the slowest"
+    yield Figure(
+        "forensic", "what three linear digests add, time", what, "s", more, tuple(values[slowest]), 1.0
+    )
+
+
 def verify(shop: Workshop) -> Iterator[Row]:
     settings, chunks = shop.settings, shop.chunks
     values = interleave(
@@ -172,6 +257,9 @@ Group = Callable[[Workshop], Iterator[Row]]
 GROUPS: dict[str, Group] = {
     "capture": capture,
     "incremental": incremental,
+    "used": used,
+    "again": again,
+    "forensic": forensic,
     "verify": verify,
     "restore": restore,
     "read": read,

@@ -20,9 +20,9 @@ def program() -> str:
     return found
 
 
-def capture(disk: Path, folder: Path, *options: str) -> Run:
+def capture(disk: Path, folder: Path, *options: str, mode: str = "all") -> Run:
     """One capture into the set ``folder``; it syncs on its own."""
-    return run_timed([program(), "capture", disk, folder, *options])
+    return run_timed([program(), "capture", disk, folder, "--mode", mode, *options])
 
 
 def verify(image: Path) -> Run:

@@ -57,6 +57,11 @@ class Workshop:
         return disks.build_disk(self.cache, self.shape)
 
     @functools.cached_property
+    def linux(self) -> Path:
+        """The ext4 partition alone, as a file."""
+        return disks.cut_linux(self.disk, self.shape)
+
+    @functools.cached_property
     def changed(self) -> Path:
         return disks.build_changed(self.disk)
 
