@@ -46,7 +46,7 @@ def estimate(
         return None
     read = stored = 0
     reading = packing = 0.0
-    each = max(1, min(_SAMPLE_BYTES, total // (8 * _SAMPLES)) // chunk)
+    each = max(1, min(_SAMPLE_BYTES, total // 2048) // chunk)
     for first in _spread(wanted, _SAMPLES):
         begun = time.monotonic()
         try:

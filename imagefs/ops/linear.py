@@ -22,8 +22,8 @@ class LinearDigests:
     def __init__(self, names: Sequence[str]) -> None:
         self._lanes = [_Lane(name) for name in names]
 
-    def feed(self, data: bytes | bytearray) -> None:
-        """The next bytes of the disk; they must not change afterwards."""
+    def feed(self, *data: bytes | bytearray) -> None:
+        """The next bytes of the disk, piece by piece; they must not change afterwards."""
         for lane in self._lanes:
             lane.waiting.put(data)
 
@@ -45,7 +45,7 @@ class LinearDigests:
 class _Lane:
     def __init__(self, name: str) -> None:
         self.name = name
-        self.waiting: queue.Queue[bytes | bytearray | int | None] = queue.Queue(_DEPTH)
+        self.waiting: queue.Queue[tuple[bytes | bytearray, ...] | int | None] = queue.Queue(_DEPTH)
         self._hash = hashlib.new(name, usedforsecurity=False)
         self._thread = threading.Thread(target=self._run, name=f"hash-{name}", daemon=True)
         self._thread.start()
@@ -53,7 +53,8 @@ class _Lane:
     def _run(self) -> None:
         while (item := self.waiting.get()) is not None:
             if not isinstance(item, int):
-                self._hash.update(item)
+                for data in item:
+                    self._hash.update(data)
                 continue
             for start in range(0, item, len(_ZEROS)):
                 self._hash.update(memoryview(_ZEROS)[: item - start])

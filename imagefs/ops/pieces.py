@@ -146,8 +146,7 @@ class CaptureJob:
             self._write(writer, piece)
         self._write_ranges(writer, done)
         if self._digests is not None:
-            for data in done.plain:
-                self._digests.feed(data)
+            self._digests.feed(*done.plain)
             if batch.state is not State.STORED:
                 self._digests.feed_zeros(batch.length)
         self.done += batch.length
