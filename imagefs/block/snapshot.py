@@ -545,6 +545,8 @@ def _has_writers(path: str, system: System) -> bool:
     if any(number and system.attribute(number, "ro") != "1" for number in numbers):
         return True
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # to open a tape rewinds it
+            return False
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except (OSError, ValueError):
         return False

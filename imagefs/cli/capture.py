@@ -224,7 +224,7 @@ def capture(
         with console.progress() as progress, _stopping(console, opened) as check_stop:
             result = run_capture(opened, store, replace(options, check_stop=check_stop), progress)
     except BaseException:
-        _tell_partial(console, store, source, folder)
+        _tell_partial(console, store, source, folder, live=options.live)
         raise
     finally:
         if limit:
@@ -274,12 +274,13 @@ def _stop(number: int) -> BaseException:
     return KeyboardInterrupt() if number == signal.SIGINT else Terminated(number)
 
 
-def _tell_partial(console: Console, store: LocalStore, source: str, folder: str) -> None:
+def _tell_partial(console: Console, store: LocalStore, source: str, folder: str, *, live: bool) -> None:
     """After a capture that failed: how to go on, where there is something to go on with."""
     with contextlib.suppress(ImagefsError):
         for found in store.partials():
             if not is_being_written(os.path.join(store.url, found.name)):
-                words = shlex.join(["imagefs", "capture", source, folder, "--resume"])
+                more = ["--snapshot", "live"] if live else []
+                words = shlex.join(["imagefs", "capture", source, folder, "--resume", *more])
                 console.note(f"imagefs: what was done is kept; go on with: {words}")
                 console.kept = True
                 return
@@ -329,6 +330,11 @@ def _open(console: Console, source: str, wish: str) -> tuple[DeviceReader | Stre
             except BaseException:
                 taken.remove()
                 raise
+        check_not_mounted_rw(source)
+        raise SourceError(
+            f"{source} is open for writing, and no snapshot of it can be had",
+            hint="close what writes to it, or take it as it is with --snapshot live",
+        )
     opened = open_source(source)
     try:
         if wish != "live":

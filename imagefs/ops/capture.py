@@ -304,7 +304,7 @@ def _kept_or_gone(out: ObjectWriter, job: CaptureJob) -> Iterator[_Kept]:
             or isinstance(error, StoreFull)
             or (isinstance(error, SourceError) and "errno" in error.data)
         )
-        resumable = worth and job.size is not None and kept.writer is not None
+        resumable = worth and job.can_resume and kept.writer is not None
         if not (resumable and kept.writer and kept.writer.suspend(checkpoint=asked)):
             abort_on_error(out, told)
         if told is not error:

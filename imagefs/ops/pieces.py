@@ -11,6 +11,7 @@ from itertools import groupby
 
 from imagefs.block.devices import DeviceReader, StreamSource
 from imagefs.block.rescue import Rescue
+from imagefs.block.snapshot import SnapshotReader
 from imagefs.block.views import extents_of
 from imagefs.format.codec import digest_of, make_frame
 from imagefs.format.header import Header
@@ -115,6 +116,11 @@ class CaptureJob:
         self.size = source.size if isinstance(source, DeviceReader) else None
         self.done = self.reached = 0
         self.read_bytes = self.unreadable_bytes = self.retries = 0
+
+    @property
+    def can_resume(self) -> bool:
+        """A stream is gone when it has been read, a snapshot when its capture ends."""
+        return isinstance(self._source, DeviceReader) and not isinstance(self._source, SnapshotReader)
 
     def run(self, writer: ImageWriter, first: bytes = b"") -> None:
         """Every batch from where the writer stands to the end of the source."""

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from imagefs.block.devices import open_source
+from imagefs.block.snapshot import open_snapshot, take_snapshot
 from imagefs.interfaces import Progress
 from imagefs.ops.capture import capture
 from imagefs.ops.plan import CaptureOptions
@@ -171,12 +172,14 @@ def test_a_source_that_never_stands_still(cli: Cli, tmp_path: Path) -> None:
     thread = threading.Thread(target=write)
     thread.start()
     try:
+        usual = cli("capture", "disk.raw", "set")
         refused = cli("capture", "disk.raw", "set", "--snapshot", "none")
         made = cli("capture", "disk.raw", "set", "--snapshot", "live", "--json")
     finally:
         end.set()
         thread.join()
     assert (refused.code, "was written to" in refused.err) == (10, True)
+    assert (usual.code, "open for writing" in usual.err, "--snapshot live" in usual.err) == (10, True, True)
     assert made.code == 0, made.err
     assert cli("verify", "set").code == 0
 
@@ -196,3 +199,25 @@ def test_a_live_capture_that_is_killed_in_its_second_pass_is_resumed(cli: Cli, t
     assert len(cli("list", "set", "--json").document["partials"]) == 1
     assert cli("capture", "disk.raw", "set", "--resume", "--snapshot", "live").code == 0
     assert cli("verify", "set", "--against", "disk.raw").code == 0
+
+
+@root_only
+def test_a_snapshot_that_was_stopped_leaves_nothing_to_go_on_with(
+    cli: Cli, folder: Path, tmp_path: Path
+) -> None:
+    disk, store = folder / "disk.raw", LocalStore(str(tmp_path / "set"), suffix=".imagefs")
+    disk.write_bytes(noise(30_000_000))
+    store.make()
+
+    class Stop(Writes):
+        def advance(self, count: int, /) -> None:
+            raise KeyboardInterrupt
+
+    taken = take_snapshot(str(disk), "reflink")
+    assert taken is not None
+    source = open_snapshot(taken)
+    with pytest.raises(KeyboardInterrupt):
+        capture(source, store, CaptureOptions(threads=2), Stop(disk))
+    source.close()
+    assert taken.remove() == []
+    assert cli("list", "set", "--json").document["partials"] == []
