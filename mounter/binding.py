@@ -21,6 +21,7 @@ from typing import Any
 
 from imagefs.errors import MountError
 from mounter.fullfuse import full_fuse
+from mounter.loop import RequestLoop, can_loop
 from mounter.operations import ENCODING
 
 SUBTYPE = "imagefs"
@@ -30,12 +31,13 @@ _INSTALL = "install it with `apt install fuse3` (Debian, Ubuntu) or `dnf install
 _KEEP_SECONDS, _KEEP_MISSING_SECONDS = 3600, 10
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Binding:
-    """A loaded binding and the version of libfuse under it."""
+    """A loaded binding, the version of libfuse under it, and the loop that serves a mount, if it is ours."""
 
     module: ModuleType
     libfuse: tuple[int, int]
+    loop: RequestLoop | None = None
 
     @property
     def name(self) -> str:
@@ -95,8 +97,8 @@ def serve(
 ) -> int:
     """Mount on ``directory`` and answer the kernel until the mount ends; libfuse's code, 0 if all went well.
 
-    ``threads`` is how many requests are worked on at once; libfuse before 3.12 knows only one and
-    any number. Signals are left as they are (mounter/signals.py).
+    ``threads`` is how many requests are worked on at once; libfuse's own loop before 3.12 knows only one
+    and any number. Signals are left as they are (mounter/signals.py).
     """
     options: dict[str, Any] = {
         "foreground": True,
@@ -115,12 +117,15 @@ def serve(
         "attr_timeout": _KEEP_SECONDS,
         "negative_timeout": _KEEP_MISSING_SECONDS,
     }
-    if threads > 1 and binding.libfuse >= (3, 12):
-        options["max_threads"] = threads
     if binding.libfuse < (3, 0):
         operations = _callable(binding, operations)
     # both libraries give SIGINT its default action first, for libfuse to take; it is ours
     binding.module.signal = lambda number, handler: handler  # type: ignore[attr-defined]
+    if binding.libfuse >= (3, 0) and can_loop(binding.module._libfuse):
+        binding.loop = RequestLoop(binding.module._libfuse, operations, threads=threads)
+        binding.module.fuse_main_real = binding.loop.main  # type: ignore[attr-defined]
+    elif threads > 1 and binding.libfuse >= (3, 12):
+        options["max_threads"] = threads
     fuse = full_fuse(binding.module) if binding.libfuse >= (3, 0) else binding.module.FUSE
     try:
         fuse(operations, directory.decode(ENCODING), encoding=ENCODING, **options)
@@ -130,7 +135,9 @@ def serve(
 
 
 def stopper(binding: Binding) -> Callable[[], None]:
-    """What makes the loop end when it next wakes. To be asked for while a request is answered."""
+    """What makes the loop end, libfuse's own when it next wakes. To be asked for while a request is answered."""
+    if binding.loop is not None:
+        return binding.loop.stop
     library: Any = binding.module._libfuse
     handle = ctypes.c_void_p(library.fuse_get_context().contents.fuse)
     return lambda: library.fuse_exit(handle)
