@@ -66,6 +66,19 @@ class Rescue:
         self._good: int | None = None
         self.errors = 0
 
+    @property
+    def retries(self) -> int:
+        return self._retries
+
+    def untried(self, size: int) -> int:
+        """How many of the first ``size`` bytes were known to be bad, and not tried."""
+        return sum(length for _, length in _joined(_cut(self._known, 0, size)))
+
+    def take_up(self, bad: Sequence[Range]) -> None:
+        """What an earlier run found ``bad`` (offset, length) counts towards the limit too."""
+        found = [part for first, count in bad for part in _without(first, first + count, self._known)]
+        self.errors = sum(-(-(stop - first) // self._source.sector_size) for first, stop in found)
+
     def read(self, offset: int, length: int, wanted: Sequence[Range] | None = None, /) -> Rescued:
         """``length`` bytes from ``offset``; only ``wanted`` (offset, length) matters, the rest may be zeros."""
         length = clamp(self._source.size, offset, length)

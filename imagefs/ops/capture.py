@@ -36,6 +36,7 @@ from imagefs.ops.resume import (
     newest_partial,
     partial_of,
     resumed_options,
+    unreadable,
 )
 from imagefs.ops.skips import NOTHING, Skips
 from imagefs.ops.source import describe_source
@@ -49,7 +50,8 @@ _ROOM = 2048
 
 @dataclass(frozen=True, slots=True)
 class CaptureResult:
-    """What a capture made: ``stored_bytes`` is the size of the image object."""
+    """What a capture made: ``stored_bytes`` is the size of the image object; of ``read_bytes`` the
+    ``read_before`` were read by the runs that this one went on from, outside of ``seconds``."""
 
     info: ImageInfo
     read_bytes: int
@@ -57,6 +59,7 @@ class CaptureResult:
     seconds: float
     warnings: tuple[str, ...]
     estimate: Estimate | None = None
+    read_before: int = 0
 
     @property
     def digests(self) -> dict[str, str]:
@@ -206,6 +209,9 @@ def _resume(source: Source, catalog: Catalog, options: CaptureOptions, progress:
             _job(source, header, disk, options, skips, progress) as (job, digests),
         ):
             check_source(source, partial, disk, facts)
+            job.take_up(partial.next_chunk, unreadable(partial))
+            resumed = {"at": time.time_ns(), "byte": job.done}
+            summary = replace(summary, facts={**summary.facts, "resumed": resumed})
             if digests is not None:
                 progress.start("digests", None)
                 feed_again(digests, partial, disk, source.size)
@@ -230,7 +236,14 @@ def _result(
     catalog: Catalog, name: str, job: CaptureJob, begun: float, warnings: tuple[str, ...]
 ) -> CaptureResult:
     made = read_info(catalog.store, name)
-    return CaptureResult(made, job.read_bytes, made.tail.size, time.monotonic() - begun, warnings)
+    return CaptureResult(
+        made,
+        job.read_bytes,
+        made.tail.size,
+        time.monotonic() - begun,
+        warnings,
+        read_before=job.read_before,
+    )
 
 
 @contextmanager
@@ -369,7 +382,7 @@ def _finished(summary: Summary, job: CaptureJob, digests: LinearDigests | None) 
     if digests is not None:
         facts["digests"] = digests.finish()
     if job.unreadable_bytes:
-        facts["errors"] = {"bytes": job.unreadable_bytes, "reads": job.retries}
+        facts["errors"] = {"bytes": job.unreadable_bytes, **job.tried()}
     return replace(summary, disk_size=job.done, read_bytes=job.read_bytes, ended=time.time_ns(), facts=facts)
 
 

@@ -115,12 +115,29 @@ class CaptureJob:
         self._zeros = bytes(self._chunk)
         self.size = source.size if isinstance(source, DeviceReader) else None
         self.done = self.reached = 0
-        self.read_bytes = self.unreadable_bytes = self.retries = 0
+        self.read_bytes = self.read_before = self.unreadable_bytes = self.reads_around = 0
+
+    def take_up(self, next_chunk: int, bad: list[tuple[int, int]]) -> None:
+        """Go on from ``next_chunk``; ``bad`` (offset, length) is what could not be read until there."""
+        known = (batch.length for batch in self._device_batches(0, next_chunk) if batch.state is State.STORED)
+        self.read_bytes = self.read_before = sum(known)
+        self.done = min(next_chunk * self._chunk, self.size or 0)
+        self.unreadable_bytes = sum(length for _, length in bad)
+        if self._rescue is not None:
+            self._rescue.take_up(bad)
 
     @property
     def can_resume(self) -> bool:
         """A stream is gone when it has been read, a snapshot when its capture ends."""
         return isinstance(self._source, DeviceReader) and not isinstance(self._source, SnapshotReader)
+
+    def tried(self) -> dict[str, int]:
+        """How hard bad places were tried: reads around them, further attempts at each bad sector, and the
+        bytes that were known to be bad and not tried at all."""
+        if self._rescue is None:
+            return {}
+        untried = self._rescue.untried(self.done)
+        return {"reads": self.reads_around, "retries": self._rescue.retries, "untried": untried}
 
     def run(self, writer: ImageWriter, first: bytes = b"") -> None:
         """Every batch from where the writer stands to the end of the source."""
@@ -130,9 +147,11 @@ class CaptureJob:
             batches: Iterator[Batch] = read_ahead(self._stream_batches(first))
         else:
             self.done = min(writer.next_chunk * chunk, self.size)
-            left_out = sum(end - start for start, end in self._skips.chunks(chunk, self.size)) * chunk
-            self._progress.start(self.label, max(0, self.size - left_out))
-            batches = self._device_batches(writer.next_chunk)
+            begin = writer.next_chunk
+            skipped = self._skips.chunks(chunk, self.size)
+            left_out = sum(end - max(start, begin) for start, end in skipped if end > begin) * chunk
+            self._progress.start(self.label, max(0, self.size - self.done - left_out))
+            batches = self._device_batches(begin)
         results = ordered_map(self.work, batches, threads=self._threads)
         try:
             for done in results:
@@ -157,7 +176,7 @@ class CaptureJob:
                 self._digests.feed_zeros(batch.length)
         self.done += batch.length
         self.unreadable_bytes += sum(length for _, length in done.bad)
-        self.retries += done.retries
+        self.reads_around += done.retries
         self.read_bytes += batch.length if batch.state is State.STORED else 0
         if batch.state is not State.SKIPPED:
             self._progress.advance(batch.length)
@@ -179,16 +198,17 @@ class CaptureJob:
         for offset, length, state in sorted(rows):
             writer.add_range(state, offset, length)
 
-    def _device_batches(self, position: int) -> Iterator[Batch]:
-        """The whole disk in order from chunk ``position``; skipped chunks and holes are not read."""
+    def _device_batches(self, position: int, last: int | None = None) -> Iterator[Batch]:
+        """The whole disk in order from chunk ``position`` (to before ``last``); skipped chunks and holes
+        are not read."""
         assert self.size is not None
-        chunks = -(-self.size // self._chunk)
+        chunks = -(-self.size // self._chunk) if last is None else last
         for first, end in self._skips.chunks(self._chunk, self.size):
-            if end <= position:
+            if end <= position or first >= chunks:
                 continue
             yield from self._read_batches(position, first)
             position = max(position, first)
-            yield self._batch(position, end, State.SKIPPED)
+            yield self._batch(position, min(end, chunks), State.SKIPPED)
             position = end
         yield from self._read_batches(position, chunks)
 

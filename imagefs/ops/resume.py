@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from imagefs.block.devices import DeviceReader
+from imagefs.block.rescue import MEDIUM_ERRORS
 from imagefs.errors import ChainError, ImagefsError, SourceError, StoreError, UsageError
 from imagefs.format.codec import digest_of
 from imagefs.format.index import Rows
@@ -128,14 +129,20 @@ def check_skips(source: DeviceReader, partial: Partial, skips: Skips) -> None:
 
 def _sampled(source: DeviceReader, partial: Partial, parent: VirtualDisk | None) -> str:
     """Read some chunks of the source again: the first, the last, and others between, whatever their state."""
-    bad, chunk = _bad_chunks(partial), partial.header.chunk_size
+    bad, chunk, unread, compared = _bad_chunks(partial), partial.header.chunk_size, 0, 0
     wanted = np.unique(np.linspace(0, partial.next_chunk - 1, SAMPLE).astype(np.int64))
     for state, first, count, rows in stretches(partial):
+        if state in (State.UNREADABLE, State.SKIPPED):
+            continue
         low, high = np.searchsorted(wanted, (first, first + count)).tolist()
         # Of what was stored itself always something, however little it is.
         chosen = set(wanted[low:high].tolist()) | ({first} if rows is not None and low == high else set())
-        for number in chosen - bad:
-            plain = source.read_at(number * chunk, chunk)
+        for number in sorted(chosen - bad):
+            plain = _read_if_readable(source, number * chunk, chunk)
+            if plain is None:
+                unread += 1
+                continue
+            compared += 1
             if rows is not None:
                 same = digest_of(plain) == rows.digest[number - first].tobytes()
             elif state is State.ABSENT and parent is not None:
@@ -144,7 +151,24 @@ def _sampled(source: DeviceReader, partial: Partial, parent: VirtualDisk | None)
                 same = state is not State.ZERO or not any(plain)
             if not same:
                 return f"chunk {number} has other bytes"
-    return ""
+    return "nothing of what was captured can be read any more" if unread and not compared else ""
+
+
+def _read_if_readable(source: DeviceReader, offset: int, length: int) -> bytes | None:
+    """None for a bad place: a disk that is dying has new ones, and they prove nothing."""
+    try:
+        return source.read_at(offset, length)
+    except SourceError as error:
+        if error.data.get("errno") not in MEDIUM_ERRORS:
+            raise
+        return None
+
+
+def unreadable(partial: Partial) -> list[tuple[int, int]]:
+    """(offset, length) of what could not be read so far."""
+    ranges = partial.ranges()
+    lost = ranges.state == State.UNREADABLE
+    return list(zip(ranges.first[lost].tolist(), ranges.count[lost].tolist(), strict=True))
 
 
 def _bad_chunks(partial: Partial) -> set[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from imagefs.image import writer as writer_module
 from imagefs.image.catalog import scan
 from imagefs.image.resume import read_partial
 from imagefs.image.writer import ImageWriter
+from imagefs.interfaces import NoProgress
 from imagefs.ops import pieces as pieces_module
 from imagefs.ops.capture import CaptureResult, capture
 from imagefs.ops.plan import CaptureOptions
@@ -27,6 +29,7 @@ from imagefs.store import LocalStore, MemoryStore
 from imagefs.store import local as local_module
 from tests.support.faults import DyingOs, Fuse
 from tests.support.images import CHUNK, capture_bytes, newest_bytes, noise, text, write_disk
+from tests.support.oracles import failing_disk
 
 #: 60 chunks: noise, text, zeros that are holes, zeros that are not, an odd end.
 OLD = noise(7 * CHUNK) + text(9 * CHUNK) + bytes(12 * CHUNK) + noise(20 * CHUNK, 3) + text(11 * CHUNK + 77, 5)
@@ -254,3 +257,53 @@ def test_standard_input_cannot_be_resumed(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(OLD)
     with (tmp_path / "x").open("rb") as stream, pytest.raises(UsageError, match="cannot be resumed"):
         capture(StreamSource(stream.fileno()), MemoryStore(), CaptureOptions(resume=True))
+
+
+def test_bad_places_of_the_runs_before_are_still_told(tmp_path: Path) -> None:
+    """A disk with a bad stretch of many chunks in what is done and a bad sector in what is not: resuming
+    goes on behind it, and the image tells both; the limit counts both."""
+    bad = [*range(70, 70 + 9 * 32), 55 * 32]
+    (tmp_path / "good").write_bytes(OLD)
+    zeroed, store = bytearray(OLD), MemoryStore()
+    for sector in bad:
+        zeroed[512 * sector : 512 * sector + 512] = bytes(512)
+    with failing_disk(tmp_path / "good", tmp_path / "disk", bad) as path:
+        with pytest.raises(KeyboardInterrupt):
+            run(store, path, hashes=("sha256",), check_stop=stop_after(11))
+        kept = dict(store.unfinished)
+        with pytest.raises(SourceError, match="more than 288 unreadable"):
+            run(store, path, resume=True, max_errors=288)
+        store.unfinished = kept
+        made = run(store, path, resume=True, max_errors=289)
+    assert made.unreadable_bytes == 512 * len(bad)
+    assert made.digests == {"sha256": hashlib.sha256(zeroed).hexdigest()}
+    assert newest_bytes(store) == zeroed
+
+
+def test_what_was_read_and_from_where_is_told_of_the_whole_image(tmp_path: Path) -> None:
+    """``read_bytes`` is that of a capture that was never stopped; progress is told of what is left."""
+    path, store, whole = write_disk(tmp_path / "disk", OLD), MemoryStore(), MemoryStore()
+    straight = run(whole, path)
+    with pytest.raises(KeyboardInterrupt):
+        run(store, path, check_stop=stop_after(16))
+    heard = Heard()
+    source = open_source(os.fspath(path))
+    made = capture(source, store, CaptureOptions(threads=2, level=1, raw=True, resume=True), heard)
+    source.close()
+    assert made.read_bytes == made.info.summary.read_bytes == straight.read_bytes
+    assert 0 < made.read_before < made.read_bytes
+    assert made.info.summary.facts["resumed"]["byte"] >= made.read_before
+    assert heard.totals["capture"] == heard.counts["capture"] < len(OLD)
+
+
+class Heard(NoProgress):
+    """What was told of each phase."""
+
+    def __init__(self) -> None:
+        self.label, self.totals, self.counts = "", {}, Counter[str]()  # type: ignore[var-annotated]
+
+    def start(self, label: str, total: int | None, /) -> None:
+        self.label, self.totals[label] = label, total
+
+    def advance(self, count: int, /) -> None:
+        self.counts[self.label] += count
