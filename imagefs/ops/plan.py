@@ -9,6 +9,7 @@ from typing import Any
 from uuid import uuid4
 
 from imagefs.errors import ChainError, FormatError, SourceError, UsageError
+from imagefs.format.codec import digest_of
 from imagefs.format.fields import check_chunk_size
 from imagefs.format.header import Header, Kind, Mode
 from imagefs.image.catalog import Catalog, ImageInfo
@@ -158,8 +159,7 @@ def make_header(
     after = max((info.created for info in (newest, parent) if info is not None), default=0)
     facts: dict[str, Any] = {"tool": f"imagefs {VERSION}", "source": source.identity}
     if options.note:
-        # Raw bytes of the command line that are no text cannot be kept as they are.
-        facts["note"] = options.note.encode("utf-8", "replace").decode()
+        facts |= header_text({"note": options.note})
     if snapshot:
         facts["snapshot"] = snapshot
     if options.hashes:
@@ -167,9 +167,9 @@ def make_header(
     if options.host:
         facts["host"] = dict(options.host)
     if options.case:
-        facts["case"] = {
-            name: value.encode("utf-8", "replace").decode() for name, value in options.case.items()
-        }
+        facts["case"] = header_text(options.case)
+    if options.known_bad:
+        facts["mapfile"] = known_bad_digest(options)
     return Header(
         image=uuid4(),
         set=newest.header.set if newest else uuid4(),
@@ -184,6 +184,16 @@ def make_header(
         level=options.level,
         facts=facts,
     )
+
+
+def header_text(words: Mapping[str, str]) -> dict[str, str]:
+    """Raw bytes of the command line that are no text cannot be kept as they are."""
+    return {name: value.encode("utf-8", "replace").decode() for name, value in words.items()}
+
+
+def known_bad_digest(options: CaptureOptions) -> str:
+    """What shows whether another run was given the same mapfile; empty for none."""
+    return digest_of(repr(list(options.known_bad)).encode()).hex() if options.known_bad else ""
 
 
 def _chunk_size(options: CaptureOptions, disk_size: int | None) -> int:

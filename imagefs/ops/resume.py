@@ -17,7 +17,7 @@ from imagefs.image.disk import VirtualDisk
 from imagefs.image.resume import Partial, read_partial, stretches
 from imagefs.interfaces import State
 from imagefs.ops.linear import LinearDigests
-from imagefs.ops.plan import CaptureOptions, SourceFacts
+from imagefs.ops.plan import CaptureOptions, SourceFacts, header_text, known_bad_digest
 from imagefs.ops.skips import Skips, joined
 from imagefs.ops.source import difference
 
@@ -59,16 +59,35 @@ def partial_of(catalog: Catalog, name: str, disk_size: int) -> Partial:
 
 
 def resumed_options(options: CaptureOptions, partial: Partial) -> CaptureOptions:
-    """What the capture was begun with; only threads and limits are this run's."""
-    facts = partial.header.facts
+    """What the capture was begun with; only threads and limits are this run's.
+
+    Whatever is said again has to be the same: UsageError rather than an image of which something was
+    asked that it does not have.
+    """
+    header, facts = partial.header, partial.header.facts
     hashes, case = facts.get("hashes", []), facts.get("case", {})
-    return replace(
+    begun = replace(
         options,
-        mode=partial.header.mode,
-        level=partial.header.level,
+        mode=header.mode,
+        level=header.level,
         hashes=tuple(str(name) for name in hashes) if isinstance(hashes, list) else (),
         case=case if isinstance(case, dict) else {},
     )
+    differs = {
+        "the case data are": options.case and header_text(options.case) != begun.case,
+        "the digests are": options.hashes and set(options.hashes) != set(begun.hashes),
+        "the mode is": options.mode not in (None, header.mode),
+        "the kind is": options.kind not in (None, header.kind),
+        "the chunk size is": options.chunk_size not in (None, header.chunk_size),
+        "the note is": options.note and header_text({"": options.note})[""] != facts.get("note"),
+        "the mapfile is": known_bad_digest(options) != facts.get("mapfile", ""),
+    }
+    for what in (what for what, different in differs.items() if different):
+        raise UsageError(
+            f"{what} not what {partial.name} was begun with",
+            hint="give the same options again, or start a new capture, without --resume",
+        )
+    return begun
 
 
 def find_parent(catalog: Catalog, partial: Partial) -> ImageInfo | None:

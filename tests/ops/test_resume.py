@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from imagefs.block.devices import open_source
 from imagefs.errors import ChainError, ImagefsError, SourceError, StoreFull, UsageError
-from imagefs.format.header import Kind
+from imagefs.format.header import Kind, Mode
 from imagefs.image import writer as writer_module
 from imagefs.image.catalog import scan
 from imagefs.image.resume import read_partial
@@ -307,3 +307,34 @@ class Heard(NoProgress):
 
     def advance(self, count: int, /) -> None:
         self.counts[self.label] += count
+
+
+@pytest.mark.parametrize(
+    ("given", "what"),
+    [
+        ({"case": {"case": "other"}}, "case data"),
+        ({"hashes": ("md5",)}, "digests"),
+        ({"mode": Mode.USED}, "mode"),
+        ({"kind": Kind.INCREMENTAL}, "kind"),
+        ({"chunk_size": 2 * CHUNK}, "chunk size"),
+        ({"note": "other"}, "note"),
+        ({"known_bad": ((512, 1024),)}, "mapfile"),
+        ({"known_bad": ()}, "mapfile"),
+    ],
+)
+def test_nothing_else_can_be_asked_of_what_was_begun(
+    tmp_path: Path, given: dict[str, Any], what: str
+) -> None:
+    """Case data that came too late would not be in the sealed image, gaps of a mapfile that is left out
+    would be taken for zeros; the same again, or no word of it, goes on."""
+    path, store = write_disk(tmp_path / "disk", OLD), MemoryStore()
+    begun = {"case": {"case": "1"}, "hashes": ("sha256",), "note": "n", "known_bad": ((512, 512),)}
+    with pytest.raises(KeyboardInterrupt):
+        run(store, path, check_stop=stop_after(9), **begun)
+    with pytest.raises(UsageError, match=f"the {what} (is|are) not what"):
+        run(store, path, resume=True, **({"known_bad": begun["known_bad"]} | given))
+    with pytest.raises(KeyboardInterrupt):
+        run(store, path, resume=True, check_stop=stop_after(2), **begun)
+    made = run(store, path, resume=True, known_bad=begun["known_bad"])
+    assert made.info.header.facts["case"] == {"case": "1"}
+    assert made.digests
