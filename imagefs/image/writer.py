@@ -49,6 +49,9 @@ BLOCK_ROWS = 16_384
 #: At a checkpoint a block is closed early from this many rows on, so that few rows are written twice.
 EARLY_ROWS = 4_096
 CHECKPOINT_BYTES = 2**30
+#: The first one, so that a small disk or set that fills up leaves something to go on with; the next ones
+#: come whenever as much again has been done.
+FIRST_CHECKPOINT = 16 * 2**20
 CHECKPOINT_SECONDS = 30.0
 
 
@@ -197,9 +200,13 @@ class ImageWriter:
         self._ranges.add(offset, length, state, fixed=self._point.ranges)
 
     def checkpoint_if_due(self) -> None:
-        """Write a checkpoint when 1 GiB of source or 30 seconds have passed since the last."""
-        done = (self.next_chunk - self._point.chunk) * self.header.chunk_size
-        if done >= CHECKPOINT_BYTES or self._clock() - self._point.time >= CHECKPOINT_SECONDS:
+        """Write a checkpoint when 1 GiB of source or 30 seconds have passed since the last, or half of all."""
+        before = self._point.chunk * self.header.chunk_size
+        done = self.next_chunk * self.header.chunk_size - before
+        if (
+            done >= min(CHECKPOINT_BYTES, max(FIRST_CHECKPOINT, before))
+            or self._clock() - self._point.time >= CHECKPOINT_SECONDS
+        ):
             self.checkpoint()
 
     def checkpoint(self) -> None:

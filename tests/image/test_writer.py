@@ -381,8 +381,18 @@ def test_a_checkpoint_every_gigabyte_of_source() -> None:
         writer.mark(State.ZERO, number, 64)
         writer.checkpoint_if_due()
     points = checkpoints(bytes(store.unfinished[NAME]))
-    assert [point.next_chunk for point in points] == [per_gigabyte * i for i in range(1, 6)]
+    doubling = [64 * 2**i for i in range(2)]  # 64 chunks come at once here, which is 256 MiB
+    assert [point.next_chunk for point in points] == doubling + [per_gigabyte * i for i in range(1, 6)]
     assert all(len(point.runs) == 1 for point in points)
+
+
+def test_the_first_checkpoints_come_early() -> None:
+    store, writer, _ = start()
+    for number in range(100 * 2**20 // CHUNK):
+        writer.mark(State.ZERO, number, 1)
+        writer.checkpoint_if_due()
+    points = checkpoints(bytes(store.unfinished[NAME]))
+    assert [point.next_chunk * CHUNK // 2**20 for point in points] == [16, 32, 64]
 
 
 def test_ranges_are_in_the_checkpoints() -> None:
