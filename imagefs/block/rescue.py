@@ -62,7 +62,8 @@ class Rescue:
         self._known = sorted(known_bad)
         self._lock = threading.Lock()
         self._direct = _Direct(source) if direct is None else None
-        self._read: Read = direct or self._past_the_cache
+        self._beneath: Read = direct or self._past_the_cache
+        self._stopped = False
         self._good: int | None = None
         self.errors = 0
 
@@ -132,6 +133,15 @@ class Rescue:
                 offset=window.start,
                 errno=error.data.get("errno"),
             ) from error
+
+    def stop(self) -> None:
+        """The capture is being given up: whatever is being rescued ends with its next read."""
+        self._stopped = True
+
+    def _read(self, offset: int, length: int) -> bytes:
+        if self._stopped:
+            raise SourceError(f"reading {self._source.path} was given up", path=self._source.path)
+        return self._beneath(offset, length)
 
     def _past_the_cache(self, offset: int, length: int) -> bytes:
         assert self._direct is not None

@@ -23,12 +23,13 @@ from imagefs.block.snapshot import WISHES, Snapshot, clear_leftovers, in_use, op
 from imagefs.block.usage import check_not_mounted_rw, lies_on
 from imagefs.cli.command import Terminated, common
 from imagefs.cli.console import Console, default_set
-from imagefs.cli.report import CASE_WORDS, describe_host, report_text
+from imagefs.cli.report import CASE_WORDS, describe_host, report_text, resume_command
 from imagefs.cli.text import size_text
 from imagefs.errors import ImagefsError, SourceError, UsageError, worst_exit
 from imagefs.format.codec import MAX_LEVEL, MIN_LEVEL
 from imagefs.format.header import Kind, Mode
 from imagefs.image.catalog import REPORT_SUFFIX, SUFFIX, scan
+from imagefs.interfaces import ObjectInfo
 from imagefs.ops.capture import CaptureResult
 from imagefs.ops.capture import capture as run_capture
 from imagefs.ops.linear import ALGORITHMS, FORENSIC
@@ -58,6 +59,8 @@ def parse_size(_context: click.Context, _parameter: click.Parameter, text: str |
     unit = text.removesuffix("/s")[len(digits) :].lower().removesuffix("b").removesuffix("i")
     if not digits.isascii() or not digits.isdigit() or unit not in UNITS:
         raise click.BadParameter(f"{text!r} is not a size; write 64K or 65536")
+    if not int(digits):
+        raise click.BadParameter(f"{text!r} is nothing; write 64K or 65536")
     return int(digits) * UNITS[unit]
 
 
@@ -209,9 +212,11 @@ def capture(
         max_errors=max_errors,
         known_bad=not_rescued(read_mapfile(mapfile)) if mapfile else (),
         throttle=limit.take if limit else None,
+        rate=rate,
         resume=resume,
     )
     opened, taken = _open(console, source, snapshot)
+    partials = _Partials(folder, named=set_ is not None)
     try:
         if isinstance(opened, DeviceReader) and lies_on(folder, source):
             raise SourceError(
@@ -219,12 +224,13 @@ def capture(
             )
         store = LocalStore(folder, suffix=SUFFIX)
         store.make()
+        partials.look(store)
         if forensic:
             options = replace(options, host=_host(console, opened))
-        with console.progress() as progress, _stopping(console, opened) as check_stop:
+        with console.progress() as progress, _stopping(console, opened, limit) as check_stop:
             result = run_capture(opened, store, replace(options, check_stop=check_stop), progress)
-    except BaseException:
-        _tell_partial(console, store, source, folder, live=options.live)
+    except BaseException as error:
+        partials.tell(console, untouched=resume and not isinstance(error, Exception))
         raise
     finally:
         if limit:
@@ -242,8 +248,32 @@ def capture(
     _report(console, store, result, verified)
 
 
+class _Partials:
+    """Which unfinished images this run leaves behind; those of others are not its business."""
+
+    def __init__(self, folder: str, *, named: bool) -> None:
+        self._folder, self._named = folder, named
+        self._store: LocalStore | None = None
+        self._before: set[ObjectInfo] = set()
+
+    def look(self, store: LocalStore) -> None:
+        """What there is before anything is done."""
+        self._store, self._before = store, set(store.partials())
+
+    def tell(self, console: Console, *, untouched: bool) -> None:
+        """How to go on with what was left; ``untouched`` takes what was there before for that too."""
+        with contextlib.suppress(ImagefsError):
+            for found in self._store.partials() if self._store else ():
+                ours = untouched or found not in self._before
+                if ours and not is_being_written(os.path.join(self._folder, found.name)):
+                    console.kept = "what was done is kept"
+                    console.resume = resume_command(self._folder, named=self._named)
+
+
 @contextlib.contextmanager
-def _stopping(console: Console, opened: DeviceReader | StreamSource) -> Iterator[Callable[[], None] | None]:
+def _stopping(
+    console: Console, opened: DeviceReader | StreamSource, limit: RateLimit | None
+) -> Iterator[Callable[[], None] | None]:
     """While a device is captured a signal is heeded between two batches, so that a checkpoint can be
     written; a second one stops at once. A stream cannot be resumed, and may never say anything more."""
     if isinstance(opened, StreamSource):
@@ -255,6 +285,8 @@ def _stopping(console: Console, opened: DeviceReader | StreamSource) -> Iterator
         if heard:
             raise _stop(number)
         heard.append(number)
+        if limit is not None:
+            limit.stop()  # or what is under way would wait for its turn
         console.note("imagefs: stopping; once more to stop at once")
 
     def check_stop() -> None:
@@ -272,18 +304,6 @@ def _stopping(console: Console, opened: DeviceReader | StreamSource) -> Iterator
 
 def _stop(number: int) -> BaseException:
     return KeyboardInterrupt() if number == signal.SIGINT else Terminated(number)
-
-
-def _tell_partial(console: Console, store: LocalStore, source: str, folder: str, *, live: bool) -> None:
-    """After a capture that failed: how to go on, where there is something to go on with."""
-    with contextlib.suppress(ImagefsError):
-        for found in store.partials():
-            if not is_being_written(os.path.join(store.url, found.name)):
-                more = ["--snapshot", "live"] if live else []
-                words = shlex.join(["imagefs", "capture", source, folder, "--resume", *more])
-                console.note(f"imagefs: what was done is kept; go on with: {words}")
-                console.kept = True
-                return
 
 
 def _case_data(given: dict[str, str]) -> dict[str, str]:
@@ -361,6 +381,7 @@ def _report(
         "parent": info.header.parent.hex if info.header.parent else None,
         "disk_size": info.summary.disk_size,
         "read_bytes": result.read_bytes,
+        "resumed_bytes": result.read_before,
         "stored_bytes": result.stored_bytes,
         "seconds": round(result.seconds, 3),
         "digests": result.digests,
@@ -372,10 +393,12 @@ def _report(
     if verified is not None:
         document["verification"] = {name: "MATCH" if same else "MISMATCH" for name, same in verified.items()}
     console.document(document)
-    rate = size_text(int(result.read_bytes / max(result.seconds, 0.001)))
+    now = result.read_bytes - result.read_before
+    rate = size_text(int(now / max(result.seconds, 0.001)))
+    before = f" ({size_text(result.read_before)} of them before it was resumed)" if result.read_before else ""
     console.line(f"{path}: {kind} image of {size_text(info.summary.disk_size)}")
     console.line(
-        f"  {size_text(result.read_bytes)} read, {size_text(result.stored_bytes)} stored, "
+        f"  {size_text(result.read_bytes)} read{before}, {size_text(result.stored_bytes)} stored, "
         f"in {result.seconds:.1f} s ({rate}/s)"
     )
     for use in result.uses:

@@ -23,6 +23,12 @@ QUIET_SECONDS = 1.0
 BEAT_SECONDS = 0.5
 
 
+class Interrupted(ImagefsError):
+    """A signal, in the words of a failure."""
+
+    code = "interrupted"
+
+
 class Console:
     """One run's voice. ``zone`` None means local time."""
 
@@ -31,8 +37,9 @@ class Console:
         self.debug = debug
         self.zone: tzinfo | None = None
         self.exit_code = 0
-        #: Something half-done was kept on purpose, and the user was told.
-        self.kept = False
+        #: What of this run is there all the same, and the command that goes on with it.
+        self.kept = ""
+        self.resume = ""
         self._log = log
         self._findings: list[str] = []
         self._stream_open = False
@@ -121,9 +128,29 @@ class Console:
             return
         hint = f"; {error.hint}" if error.hint else ""
         self.note(f"imagefs: {error.message}{hint}")
+        self._say_kept()
+
+    def interrupted(self, number: int) -> None:
+        """The signal ``number`` ended this run: say what became of it."""
+        self.exit_code = 128 + number
+        if self.json_mode:
+            self._fail_json(Interrupted("interrupted"))
+            return
+        self.note("imagefs: interrupted" + ("" if self.kept else "; nothing half-done was left behind"))
+        self._say_kept()
+
+    def _say_kept(self) -> None:
+        if self.kept:
+            self.note(f"imagefs: {self.kept}" + (f"; go on with: {self.resume}" if self.resume else ""))
 
     def _fail_json(self, error: ImagefsError) -> None:
-        body = {"code": error.code, "exit": error.exit_code, "message": error.message, "hint": error.hint}
+        body: dict[str, object] = {
+            "code": error.code,
+            "exit": self.exit_code,
+            "message": error.message,
+            "hint": error.hint,
+        }
+        body |= {key: value for key, value in (("kept", self.kept), ("resume", self.resume)) if value}
         extra = {key: value for key, value in error.data.items() if key not in body}
         text = json.dumps(body | extra, default=str)
         if self._stream_open:

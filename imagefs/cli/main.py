@@ -121,9 +121,9 @@ def execute(context: click.Context, words: list[str]) -> int:
     except click.ClickException as error:
         failure = UsageError(_click_message(error), hint=_click_hint(error))
     except (KeyboardInterrupt, click.Abort):
-        code = _interrupted(context, signal.SIGINT)
+        code = _interrupted(context, words, signal.SIGINT)
     except Terminated as stop:
-        code = _interrupted(context, stop.number)
+        code = _interrupted(context, words, stop.number)
     except BrokenPipeError:
         raise
     except Exception as error:
@@ -145,10 +145,10 @@ def _console(context: click.Context, words: list[str]) -> Console:
     return found if isinstance(found, Console) else Console(json_mode="--json" in words)
 
 
-def _interrupted(context: click.Context, number: int) -> int:
-    console = _console(context, [])
-    console.note("imagefs: interrupted" + ("" if console.kept else "; nothing half-done was left behind"))
-    return 128 + number
+def _interrupted(context: click.Context, words: list[str], number: int) -> int:
+    console = _console(context, words)
+    console.interrupted(number)
+    return console.exit_code
 
 
 def _trace(context: click.Context) -> None:

@@ -40,7 +40,7 @@ def describe_host(*, read_only: bool | None, hidden: Mapping[str, str]) -> dict[
         "host": platform.node(),
         "os": platform.platform(),
         "user": f"{user} (sudo by {behind})" if behind else user,
-        "command": shlex.join(["imagefs", *sys.argv[1:]]),
+        "command": command_line(),
         "read_only": {True: "yes", False: "no", None: "not a device"}[read_only],
         **hidden,
     }
@@ -48,6 +48,19 @@ def describe_host(*, read_only: bool | None, hidden: Mapping[str, str]) -> dict[
         name: value.encode("utf-8", "replace")[:_LONGEST].decode("utf-8", "ignore")
         for name, value in facts.items()
     }
+
+
+def command_line() -> str:
+    return shlex.join(["imagefs", *sys.argv[1:]])
+
+
+def resume_command(folder: str, *, named: bool) -> str:
+    """This run's command line as it goes on with what it left; ``named`` says that ``folder`` is in it."""
+    words = [word for word in sys.argv[1:] if word != "--resume"]
+    options = words.index("--") if "--" in words else len(words)
+    words[options:options] = ["--resume"]
+    sudo = ["sudo"] if os.environ.get("SUDO_USER") else []
+    return shlex.join([*sudo, "imagefs", *words, *([] if named else [folder])])
 
 
 def report_text(info: ImageInfo, verified: Mapping[str, bool] | None, *, verify_ended: int = 0) -> str:

@@ -214,7 +214,7 @@ def _resume(source: Source, catalog: Catalog, options: CaptureOptions, progress:
             summary = replace(summary, facts={**summary.facts, "resumed": resumed})
             if digests is not None:
                 progress.start("digests", None)
-                feed_again(digests, partial, disk, source.size)
+                feed_again(digests, partial, disk, source.size, options.check_stop)
             out = catalog.store.reopen(partial.name, partial.end)
             with _kept_or_gone(out, job) as keep:
                 writer = keep.writer = resumed_writer(partial, out, disk)
@@ -281,6 +281,7 @@ def _job(
                 rescue=rescue,
                 digests=digests,
                 throttle=options.throttle,
+                rate=options.rate,
                 check_stop=options.check_stop,
                 moving=options.live,
             ),
@@ -303,7 +304,7 @@ class _Kept:
 def _kept_or_gone(out: ObjectWriter, job: CaptureJob) -> Iterator[_Kept]:
     """On an error the partial is kept where it can be resumed, else removed.
 
-    A signal (no Exception) gets a last checkpoint; a full store and a failing device leave the last
+    A signal (no Exception) and a failing device get a last checkpoint; a full store leaves the last
     one there is. After any other error the partial is not worth going on with.
     """
     kept = _Kept()
@@ -311,14 +312,14 @@ def _kept_or_gone(out: ObjectWriter, job: CaptureJob) -> Iterator[_Kept]:
         yield kept
     except BaseException as error:
         told = _name_space(error, job, out.position) if isinstance(error, StoreFull) else error
-        asked = not isinstance(error, Exception)
         worth = (
-            asked
+            not isinstance(error, Exception)
             or isinstance(error, StoreFull)
             or (isinstance(error, SourceError) and "errno" in error.data)
         )
         resumable = worth and job.can_resume and kept.writer is not None
-        if not (resumable and kept.writer and kept.writer.suspend(checkpoint=asked)):
+        full = isinstance(error, StoreFull)
+        if not (resumable and kept.writer and kept.writer.suspend(checkpoint=not full)):
             abort_on_error(out, told)
         if told is not error:
             raise told from error

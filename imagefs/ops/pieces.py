@@ -28,6 +28,8 @@ Source = DeviceReader | StreamSource
 _DEVICE_BATCH = 4 * BATCH_BYTES
 #: Chunk sizes are powers of two, so it is whole chunks, or less than one.
 _READ_BYTES = 512 * 1024
+#: With a limit on the rate, so many seconds of it are one batch.
+_BATCH_SECONDS = 0.25
 _STORED, _ABSENT = bytes([State.STORED]), bytes([State.ABSENT])
 
 
@@ -96,6 +98,7 @@ class CaptureJob:
         rescue: Rescue | None = None,
         digests: LinearDigests | None = None,
         throttle: Callable[[int], None] | None = None,
+        rate: float | None = None,
         check_stop: Callable[[], None] | None = None,
         moving: bool = False,
     ) -> None:
@@ -109,10 +112,11 @@ class CaptureJob:
         self._skips = skips
         self._rescue = rescue
         self._digests = digests
-        self._throttle = throttle
+        self._throttle, self._rate = throttle, rate
         self._check_stop = check_stop
         self._chunk = header.chunk_size
         self._zeros = bytes(self._chunk)
+        self._slow_down(bad=False)
         self.size = source.size if isinstance(source, DeviceReader) else None
         self.done = self.reached = 0
         self.read_bytes = self.read_before = self.unreadable_bytes = self.reads_around = 0
@@ -152,7 +156,8 @@ class CaptureJob:
             left_out = sum(end - max(start, begin) for start, end in skipped if end > begin) * chunk
             self._progress.start(self.label, max(0, self.size - self.done - left_out))
             batches = self._device_batches(begin)
-        results = ordered_map(self.work, batches, threads=self._threads)
+        give_up = self._rescue.stop if self._rescue is not None else None
+        results = ordered_map(self.work, batches, threads=self._threads, give_up=give_up)
         try:
             for done in results:
                 self._take(writer, done)
@@ -177,9 +182,15 @@ class CaptureJob:
         self.done += batch.length
         self.unreadable_bytes += sum(length for _, length in done.bad)
         self.reads_around += done.retries
+        self._slow_down(bool(done.bad))
         self.read_bytes += batch.length if batch.state is State.STORED else 0
         if batch.state is not State.SKIPPED:
             self._progress.advance(batch.length)
+
+    def _slow_down(self, bad: bool) -> None:
+        """Small batches while the source is slow: what is under way is lost when the machine fails."""
+        most = _READ_BYTES if bad else _DEVICE_BATCH
+        self._batch_bytes = most if self._rate is None else min(most, int(self._rate * _BATCH_SECONDS))
 
     def _write(self, writer: ImageWriter, piece: Piece) -> None:
         self.reached = (piece.first + piece.count) * self._chunk
@@ -215,7 +226,7 @@ class CaptureJob:
     def _read_batches(self, position: int, last: int) -> Iterator[Batch]:
         """Chunks ``position`` to before ``last``; stretches that the source knows to be zero are holes."""
         assert isinstance(self._source, DeviceReader)
-        chunk, per_batch = self._chunk, max(1, _DEVICE_BATCH // self._chunk)
+        chunk = self._chunk
         if position >= last:
             return
         for extent in extents_of(self._source, position * chunk, (last - position) * chunk):
@@ -224,9 +235,11 @@ class CaptureJob:
             first, end = extent.offset // chunk, min(last, -(-(extent.offset + extent.length) // chunk))
             if first > position:
                 yield self._batch(position, first, State.ZERO)
-            for start in range(max(first, position), end, per_batch):
-                yield self._batch(start, min(start + per_batch, end))
-            position = max(position, end)
+            position = max(first, position)
+            while position < end:
+                stop = min(position + max(1, self._batch_bytes // chunk), end)
+                yield self._batch(position, stop)
+                position = stop
         if position < last:
             yield self._batch(position, last, State.ZERO)
 

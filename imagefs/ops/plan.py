@@ -32,7 +32,8 @@ class CaptureOptions:
     ``hashes`` are linear digests of the whole device
     (``linear.ALGORITHMS``), ``case`` and ``host`` what an examiner's report tells of case and machine;
     both are text by name. More than ``max_errors`` unreadable sectors end it; ``known_bad`` (offset, length)
-    are not even tried. ``throttle`` is told how many bytes are about to be read; ``check_stop`` is
+    are not even tried. ``throttle`` is told how many bytes are about to be read, ``rate`` is how many a
+    second it lets pass; ``check_stop`` is
     called between batches and raises to stop. ``resume`` goes on with an unfinished capture. ``live`` says that
     the source was in use and the user knows; ``raw`` captures the bytes of a file even where they are
     another program's image.
@@ -55,6 +56,7 @@ class CaptureOptions:
     max_errors: int | None = None
     known_bad: tuple[tuple[int, int], ...] = ()
     throttle: Callable[[int], None] | None = None
+    rate: float | None = None
     check_stop: Callable[[], None] | None = None
     resume: bool = False
 

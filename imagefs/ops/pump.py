@@ -24,12 +24,17 @@ def default_threads() -> int:
 
 
 def ordered_map(
-    work: Callable[[Item], Result], items: Iterable[Item], *, threads: int, depth: int | None = None
+    work: Callable[[Item], Result],
+    items: Iterable[Item],
+    *,
+    threads: int,
+    depth: int | None = None,
+    give_up: Callable[[], object] | None = None,
 ) -> Generator[Result, None, None]:
     """``work(item)`` for every item on ``threads`` threads, in the order of the items.
 
     At most ``depth`` items are under way; the first error is raised in its place, and closing the
-    iterator early waits for what is running.
+    iterator early waits for what is running; ``give_up`` is called before, to make that short.
     """
     limit = depth or 2 * threads + 2
     pool = ThreadPoolExecutor(threads, thread_name_prefix="pump")
@@ -41,6 +46,10 @@ def ordered_map(
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
+    except BaseException:
+        if give_up is not None:
+            give_up()
+        raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
         if isinstance(items, Generator):

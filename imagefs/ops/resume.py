@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -197,9 +197,17 @@ def _bad_chunks(partial: Partial) -> set[int]:
     return {number for first, count in edges for number in {first // chunk, (first + count - 1) // chunk}}
 
 
-def feed_again(digests: LinearDigests, partial: Partial, parent: VirtualDisk | None, disk_size: int) -> None:
+def feed_again(
+    digests: LinearDigests,
+    partial: Partial,
+    parent: VirtualDisk | None,
+    disk_size: int,
+    check_stop: Callable[[], None] | None = None,
+) -> None:
     """Give ``digests`` what was captured already, from the unfinished image and its parent."""
     for piece in _plain(partial, parent, disk_size):
+        if check_stop is not None:
+            check_stop()
         if isinstance(piece, int):
             digests.feed_zeros(piece)
         else:

@@ -54,6 +54,9 @@ class BadSectors:
                 lost.append((at, SECTOR))
         return Found(bytes(data[:length]), lost)
 
+    def stop(self) -> None:
+        raise AssertionError("nothing goes wrong here")
+
 
 def captured(path: Path, skips: list[tuple[int, int]], bad: set[int]) -> tuple[MemoryStore, dict[str, str]]:
     store, source = MemoryStore(), open_source(os.fspath(path))
