@@ -25,7 +25,7 @@ from imagefs.cli.command import Terminated, common
 from imagefs.cli.console import Console, default_set
 from imagefs.cli.report import CASE_WORDS, describe_host, report_text, resume_command
 from imagefs.cli.text import size_text
-from imagefs.errors import ImagefsError, SourceError, UsageError, worst_exit
+from imagefs.errors import ImagefsError, SourceError, StoreError, UsageError, worst_exit
 from imagefs.format.codec import MAX_LEVEL, MIN_LEVEL
 from imagefs.format.header import Kind, Mode
 from imagefs.image.catalog import REPORT_SUFFIX, SUFFIX, scan
@@ -241,11 +241,24 @@ def capture(
             console.warn(warning)
     facts = result.info.header.facts
     verify = "case" in facts if then_verify is None else then_verify
-    verified = _verify(console, store, result, threads) if verify else None
     if "host" in facts:
+        _write_report(console, store, result, report_text(result.info, None, pending=verify))
+    # Whatever happens from here on, the image is there.
+    console.kept = f"the image {os.path.join(store.url, result.info.name)} is finished, but not verified"
+    verified = _verify(console, store, result, threads) if verify else None
+    console.kept = ""
+    if "host" in facts and verify:
         text = report_text(result.info, verified, verify_ended=time.time_ns())
-        store.write_text(result.info.name + REPORT_SUFFIX, text)
+        _write_report(console, store, result, text)
     _report(console, store, result, verified)
+
+
+def _write_report(console: Console, store: LocalStore, result: CaptureResult, text: str) -> None:
+    try:
+        store.write_text(result.info.name + REPORT_SUFFIX, text)
+    except StoreError as error:  # the image is made all the same, and has to be told of
+        console.warn(error.message)
+        console.exit_code = worst_exit([console.exit_code, error.exit_code])
 
 
 class _Partials:
@@ -418,7 +431,7 @@ def _report(
     for name, digest in result.digests.items():
         said = "" if verified is None else "  MATCH" if verified.get(name) else "  MISMATCH"
         console.line(f"  {name:<7} {digest}{said}")
-    if verified is not None and console.exit_code == 0:
+    if verified is not None and all(verified.values()) and console.exit_code in (0, 3):
         console.line("  verified: every chunk of its chain decodes and has its digest")
 
 
@@ -439,6 +452,6 @@ def _verify(
                 disk.close()
     console.findings(report.findings, report.dropped)
     if not report.ok or not all(verified.values()):
-        console.exit_code = 4
+        console.exit_code = worst_exit([console.exit_code, 4])
         console.warn(f"{found.name} does not read back as it was captured")
     return verified

@@ -49,6 +49,13 @@ def linear_digests(info: ImageInfo) -> dict[str, str]:
     return {str(name): str(value) for name, value in found.items()} if isinstance(found, dict) else {}
 
 
+def unreadable_bytes(info: ImageInfo) -> int:
+    """How much the source could not read; 0 where the image does not say it in a number."""
+    errors = info.summary.facts.get("errors")
+    told = errors.get("bytes") if isinstance(errors, dict) else 0
+    return told if isinstance(told, int) else 0
+
+
 def image_document(image: DiskImage, folder: str) -> dict[str, Any]:
     """Every fact of one image: header, summary, chain, states and volumes."""
     info, disk = image.info, image.disk
@@ -74,6 +81,9 @@ def image_document(image: DiskImage, folder: str) -> dict[str, Any]:
         "host": header.facts.get("host", {}),
         "digests": linear_digests(info),
         "allocation": summary.facts.get("allocation", []),
+        "errors": summary.facts.get("errors", {}),
+        "resumed": summary.facts.get("resumed"),
+        "unreadable_bytes": unreadable_bytes(info),
         "unreadable": unreadable_ranges(image)[:MAX_RANGES],
         "states": _states(disk.chain.table, disk),
         "layer_states": _layer_states(disk),

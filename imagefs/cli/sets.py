@@ -13,8 +13,15 @@ from imagefs.block.devices import open_source
 from imagefs.block.mapfile import format_mapfile
 from imagefs.cli.command import common
 from imagefs.cli.console import Console, default_set
-from imagefs.cli.facts import CONSISTENCY, image_document, image_row, linear_digests, unreadable_ranges
-from imagefs.cli.report import CASE_WORDS
+from imagefs.cli.facts import (
+    CONSISTENCY,
+    image_document,
+    image_row,
+    linear_digests,
+    unreadable_bytes,
+    unreadable_ranges,
+)
+from imagefs.cli.report import CASE_WORDS, ZEROS_IN_DIGESTS
 from imagefs.cli.text import age_text, one_line, quote, size_text, time_json, time_text, valid_text
 from imagefs.cli.wiring import choose_image, open_disk, open_set
 from imagefs.errors import ChainError, StoreError, UsageError
@@ -31,8 +38,8 @@ from imagefs.version import VERSION
 SHOWN_RANGES = 20
 #: So many of the newest images are asked which files lie in damage that verify found.
 _NAMED_IMAGES = 8
-#: The order in which `info --hashes` chooses.
-STRONGEST = ("sha512", "sha256", "sha1", "md5")
+#: The order in which `info --hashes` chooses: `sha256sum -c` is what people have at hand.
+STRONGEST = ("sha256", "sha512", "sha1", "md5")
 
 # -- list -----------------------------------------------------------------------------------------
 
@@ -175,14 +182,17 @@ def info(console: Console, image: str | None, hashes: bool, mapfile: bool, affec
 
 
 def _say_hashes(console: Console, found: ImageInfo) -> None:
-    """One line, of the strongest digest there is: each checking tool complains of the lines of others."""
+    """The line of one digest: each checking tool complains of the lines of others."""
     digests = linear_digests(found)
     known = [name for name in STRONGEST if name in digests]
     if not known:
         raise UsageError(
             f"{found.name} has no digest of the whole device", hint="capture with --forensic or --hash sha256"
         )
-    console.document({"digests": digests})
+    lost = unreadable_bytes(found)
+    console.document({"digests": digests, "unreadable_bytes": lost})
+    if lost:  # the checking tools pass over such a line
+        console.line(f"# {lost} bytes could not be read: {ZEROS_IN_DIGESTS}")
     console.line(f"{digests[known[0]]}  disk.raw")
 
 
@@ -243,6 +253,11 @@ def _info_lines(console: Console, catalog: Catalog, found: ImageInfo, facts: dic
         ),
         *((name, one_line(value)) for name, value in facts["host"].items()),
         *(facts["digests"].items()),
+        *(
+            [("digests", f"count what could not be read: {ZEROS_IN_DIGESTS}")]
+            if facts["unreadable_bytes"] and facts["digests"]
+            else []
+        ),
         ("seal", facts["seal"]),
         ("view digest", facts["view_digest"]),
         ("whole view", _states_text(facts["states"])),

@@ -17,8 +17,8 @@ MAX_VOLUMES = 64
 def describe_source(reader: Reader, *, sector_size: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """(identity, volumes): what the header and the summary keep of a source.
 
-    ``identity`` may hold path, size, model, serial, wwn, partition, disk_id and fs_uuid, each only
-    where it is known. Contents that cannot be read or understood are left out, never an error.
+    ``identity`` may hold path, size, model, serial, wwn, partition, sector sizes (of a device), disk_id
+    and fs_uuid, each only where it is known. Contents that cannot be read or understood are left out, never an error.
     """
     identity: dict[str, Any] = {}
     if isinstance(reader, DeviceReader):
@@ -30,6 +30,8 @@ def describe_source(reader: Reader, *, sector_size: int) -> tuple[dict[str, Any]
             "serial": found.serial,
             "wwn": found.wwn,
             "partition": found.partition,
+            "sector_size": reader.sector_size if reader.is_device else 0,
+            "physical_sector_size": reader.physical_sector_size if reader.is_device else 0,
             # Of a file it shows whether an interrupted capture can be resumed.
             "mtime_ns": 0 if reader.is_device else reader.mtime_ns,
         }

@@ -9,7 +9,7 @@ import pytest
 
 from tests.cli.conftest import Cli
 from tests.support.images import noise
-from tests.support.oracles import failing_disk, need_tool, run_tool
+from tests.support.oracles import failing_disk, need_tool, run_tool, tool_text
 
 SIZE = 2_000_384  # 3907 sectors
 BAD = (9, 10, 11, 500, 3906)
@@ -40,8 +40,20 @@ def test_the_rest_is_captured_and_the_report_is_honest(cli: Cli, tmp_path: Path)
     assert told["unreadable"] == [*ranges, {"offset": 512 * 3906, "length": 512}]
     assert "unreadable: 1536 bytes at 4608" in cli("info", "set").text
     report = (tmp_path / (made.document["path"] + ".txt")).read_text()
-    assert "5 sectors of 512 bytes unreadable" in report
-    assert "zeros in the hashes" in report
+    words = ["In the Image: 3907", "Unreadable: 5", "Error Granularity: 1 sector of 512 bytes"]
+    words += [
+        "Retries: each bad sector 1 more, ",
+        " reads around",
+        "Read as: zeros, in the image and in the hashes",
+    ]
+    places = [report.index(each) for each in words]
+    assert places == sorted(places), report
+    beside = cli("info", "set", "--hashes").text.splitlines()
+    assert beside[0] == "# 2560 bytes could not be read: zeros, in the image and in the hashes"
+    (tmp_path / "disk.raw").write_bytes(ZEROED)
+    (tmp_path / "sums").write_text("\n".join(beside) + "\n")
+    assert tool_text("sh", "-c", f"cd {tmp_path} && sha256sum --strict -c sums") == "disk.raw: OK\n"
+    assert "zeros, in the image and in the hashes" in cli("info", "set").text
     (tmp_path / "own.map").write_bytes(cli("info", "set", "--mapfile").out)
     run_tool(["ddrescuelog", "-P", tmp_path / "map", tmp_path / "own.map"])
     assert cli("restore", "set", "restored.raw").code == 0

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -49,8 +51,22 @@ def test_case_data_make_it_forensic(cli: Cli, raw: Path, tmp_path: Path) -> None
     assert told["digests"] == digests
     assert told["consistency"] == "offline"
     text = (tmp_path / (made.document["path"] + ".txt")).read_text()
-    order = ["Case Number: 2026-17", "Examiner: A. Müller", "Source: disk.raw", "Bytes per Sector: 512"]
-    order += ["Sector Count:", "Host:", "Command Line: imagefs capture disk.raw", "Read Errors: none"]
+    order = [
+        "Case Number: 2026-17",
+        "Evidence Number: E3",
+        "Unique Description: laptop",
+        "Examiner: A. Müller",
+    ]
+    order += ["Notes: x", "Source: disk.raw", "Bytes per Sector: 512", "Bytes per Physical Sector: unknown"]
+    order += ["Sector Count: 4628", "Hidden by HPA", "Source Read-Only (blockdev --getro): not a device"]
+    order += [
+        "Host:",
+        "Operating System:",
+        "User:",
+        "Command Line: imagefs capture disk.raw",
+        "Tool: imagefs ",
+    ]
+    order += ["Started: ", "Finished: ", "In the Image: 4628", "Unreadable: 0", "Computed Hashes:"]
     order += [f"MD5: {digests['md5']}", f"SHA256: {digests['sha256']}", "MD5: MATCH", "SHA256: MATCH"]
     places = [text.index(words) for words in order]
     assert places == sorted(places), text
@@ -82,7 +98,9 @@ def test_disk_raw_of_the_mount_has_the_recorded_digest(cli: Cli, raw: Path, tmp_
     finally:
         assert cli("umount", "mnt").code == 0
     assert said == made.document["digests"]["sha256"]
-    assert "Source Read-Only: yes" in (tmp_path / (made.document["path"] + ".txt")).read_text()
+    report = (tmp_path / (made.document["path"] + ".txt")).read_text()
+    assert "Source Read-Only (blockdev --getro): yes\n" in report
+    assert "Bytes per Physical Sector: 512\n" in report
 
 
 def test_digests_without_a_case(cli: Cli, raw: Path, tmp_path: Path) -> None:
@@ -115,3 +133,59 @@ def test_rate_and_nice(cli: Cli, raw: Path) -> None:
     made = cli("capture", "disk.raw", "set", "--rate", "50M/s", "--nice", "--json")
     assert (made.code, made.document["read_bytes"] > 0) == (0, True)
     assert cli("capture", "disk.raw", "set", "--rate", "fast").code == 2
+
+
+def patched(tmp_path: Path, patch: str, *words: str) -> tuple[int, str, str]:
+    """The command line in a process in which ``patch`` was run first."""
+    code = f"{patch}\nfrom imagefs.cli.main import run\nrun({list(words)!r})"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, timeout=120, text=True, check=False
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_a_digest_that_does_not_come_out_again_is_a_mismatch(cli: Cli, raw: Path, tmp_path: Path) -> None:
+    """As if memory had failed while MD5 was fed: the others match, and nothing says it went well."""
+    patch = """
+from imagefs.ops import capture
+class Broken(capture.LinearDigests):
+    def finish(self):
+        return super().finish() | {"md5": "00" * 16}
+capture.LinearDigests = Broken
+"""
+    code, out, err = patched(tmp_path, patch, "capture", "disk.raw", "set", "--case", "1")
+    assert code == 4
+    assert "md5     " + "00" * 16 + "  MISMATCH" in out
+    assert "verified" not in out
+    assert "does not read back" in err
+    (report,) = (tmp_path / "set").glob("*.txt")
+    told = report.read_text().partition("Image Verification:")[2]
+    assert [line.strip() for line in told.splitlines()[2:]] == [
+        "MD5: MISMATCH",
+        "SHA1: MATCH",
+        "SHA256: MATCH",
+    ]
+
+
+def test_a_verification_that_was_stopped_is_told_of(cli: Cli, raw: Path, tmp_path: Path) -> None:
+    """The image is sealed by then: it stays, with a report that says how far it came."""
+    patch = """
+from imagefs.cli import capture
+def stopped(*_, **__):
+    raise KeyboardInterrupt
+capture.verify_image = stopped
+"""
+    code, out, err = patched(tmp_path, patch, "capture", "disk.raw", "set", "--case", "1")
+    (image,) = (tmp_path / "set").glob("*.imagefs")
+    assert (code, out) == (130, "")
+    assert f"set/{image.name} is finished, but not verified" in err
+    assert "nothing half-done" not in err
+    assert "Result: not finished\n" in Path(f"{image}.txt").read_text()
+    assert cli("verify", "set").code == 0
+
+
+def test_what_sha256sum_takes_comes_first(cli: Cli, raw: Path, tmp_path: Path) -> None:
+    need_tool("sha256sum")
+    assert cli("capture", "disk.raw", "set", "--hash", "sha512,sha256,md5").code == 0
+    (tmp_path / "sums").write_bytes(cli("info", "set", "--hashes").out)
+    assert tool_text("sh", "-c", f"cd {tmp_path} && sha256sum --strict -c sums") == "disk.raw: OK\n"
