@@ -7,7 +7,7 @@ A disk is anything that answers ``read_at(offset, length)``.
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
@@ -285,12 +285,15 @@ class Finding:
 class Progress(Protocol):
     """Hears how far a long job is; MUST be cheap and MUST NOT raise except to cancel the job.
 
-    ``start(label, total)`` begins a phase (``total`` bytes or None), ``advance(n)`` adds to it.
+    ``start(label, total)`` begins a phase (``total`` bytes or None), ``advance(n)`` adds to it, ``tell``
+    gives its other counts by name: ``errors`` in sectors, states in bytes.
     """
 
     def start(self, label: str, total: int | None, /) -> None: ...
 
     def advance(self, count: int, /) -> None: ...
+
+    def tell(self, counts: Mapping[str, int], /) -> None: ...
 
     def note(self, message: str, /) -> None: ...
 
@@ -302,6 +305,9 @@ class NoProgress:
         pass
 
     def advance(self, count: int, /) -> None:
+        pass
+
+    def tell(self, counts: Mapping[str, int], /) -> None:
         pass
 
     def note(self, message: str, /) -> None:

@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime, timezone, tzinfo
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ from imagefs.version import VERSION
 #: A job shorter than this shows no progress.
 QUIET_SECONDS = 1.0
 BEAT_SECONDS = 0.5
+#: The states that progress tells of, and their words there.
+STATE_WORDS = (("stored", "stored"), ("zero", "zero"), ("absent", "unchanged"), ("skipped", "skipped"))
 
 
 class Interrupted(ImagefsError):
@@ -115,7 +117,7 @@ class Console:
             finally:
                 shown.clear()
         else:
-            yield NoProgress()
+            yield PlainProgress(self)
 
     # -- the end ----------------------------------------------------------------------------------
 
@@ -194,23 +196,45 @@ def default_set() -> str:
     return found
 
 
+def terminal_columns() -> int:
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).columns or 80
+    except (OSError, ValueError):
+        return 80
+
+
 def state_folder() -> Path:
     """Where mounts are remembered; disposable."""
     base = os.environ.get("XDG_STATE_HOME") or os.path.join(os.path.expanduser("~"), ".local", "state")
     return Path(base) / "imagefs"
 
 
+class PlainProgress(NoProgress):
+    """Where nobody watches, only what is worth knowing is told."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+
+    def note(self, message: str, /) -> None:
+        self._console.note(f"imagefs: {message}")
+
+
 class _Meter:
     """Counts a phase; beats at most twice a second, and not in its first second."""
 
     def __init__(self) -> None:
+        self.counts: Mapping[str, int] = {}
         self.label, self.total, self.done = "", None, 0
         self.started = self._last = time.monotonic()
 
     def start(self, label: str, total: int | None, /) -> None:
         self.label, self.total, self.done = label, total, 0  # type: ignore[assignment]
+        self.counts = {}
         self.started = time.monotonic()
         self._last = self.started + QUIET_SECONDS - BEAT_SECONDS
+
+    def tell(self, counts: Mapping[str, int], /) -> None:
+        self.counts = counts
 
     def advance(self, count: int, /) -> None:
         self.done += count
@@ -230,20 +254,32 @@ class _Meter:
 
 
 class TerminalProgress(_Meter):
-    """One line on stderr that is rewritten: a bar, percent, rate, time left."""
+    """One line on stderr that is rewritten: a bar, percent, rate, time left, errors, states.
+
+    It never fills the terminal's width, or it would wrap and stay: the bar takes what is left over.
+    """
 
     width = 24
 
     def beat(self, seconds: float) -> None:
         rate, eta = self.rate_and_eta(seconds)
-        text = f"{self.label}: {size_text(self.done)}"
-        if self.total:
-            share = min(1.0, self.done / self.total)
-            bar = "#" * int(share * self.width)
-            text = f"{self.label}: [{bar:<{self.width}}] {share:4.0%} of {size_text(self.total)}"
+        share = min(1.0, self.done / self.total) if self.total else 0.0
+        text = f"{share:4.0%} of {size_text(self.total)}" if self.total else size_text(self.done)
         text += f"  {size_text(int(rate))}/s"
         text += f"  {duration_text(eta)} left" if eta is not None else ""
-        print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
+        text += self._counts_text()
+        room = terminal_columns() - 1
+        width = min(self.width, room - len(self.label) - len(text) - 5) if self.total else 0
+        bar = f"[{'#' * int(share * width):<{width}}] " if width > 3 else ""
+        print(f"\r\x1b[K{f'{self.label}: {bar}{text}'[:room]}", end="", file=sys.stderr, flush=True)
+
+    def _counts_text(self) -> str:
+        errors = self.counts.get("errors", 0)
+        told = f"  {errors} bad sector{'s' if errors > 1 else ''}" if errors else ""
+        states = [
+            f"{words} {size_text(self.counts[name])}" for name, words in STATE_WORDS if self.counts.get(name)
+        ]
+        return told + ("  " + ", ".join(states) if states else "")
 
     def note(self, message: str, /) -> None:
         print(f"\r\x1b[K{message}", file=sys.stderr)
@@ -258,6 +294,7 @@ class JsonProgress(_Meter):
     def beat(self, seconds: float) -> None:
         rate, eta = self.rate_and_eta(seconds)
         value = {"phase": self.label, "done": self.done, "total": self.total, "rate": round(rate), "eta": eta}
+        value |= self.counts
         print(json.dumps({"progress": value}), file=sys.stderr, flush=True)
 
     def note(self, message: str, /) -> None:

@@ -23,6 +23,9 @@ from imagefs.ops.transfer import TransferResult, transfer
 from imagefs.ops.verify import compare
 from imagefs.volume import read_table
 
+#: Differing ranges that are told one by one.
+SHOWN_DIFFERENCES = 20
+
 
 @click.command()
 @click.argument("image")
@@ -155,14 +158,15 @@ def _say_incomplete(error: BaseException, target: str) -> None:
 
 
 def _compare(job: Job, target: Reader, progress: Progress) -> int:
-    """How many ranges of the target differ; the first is told in the error that follows."""
+    """How many ranges of the target differ; the first ones are told here."""
     cut = SliceReader(target, 0, job.reader.size)
     count = 0
     for finding in compare(
         job.reader, cut, image="", name=job.target, threads=job.threads, progress=progress
     ):
         count += 1
-        progress.note(finding.message)
+        if count <= SHOWN_DIFFERENCES:
+            progress.note(finding.message)
     return count
 
 

@@ -23,7 +23,7 @@ from imagefs.image.disk import VirtualDisk
 from imagefs.image.resume import resumed_writer
 from imagefs.image.writer import ImageWriter, abort_on_error
 from imagefs.interfaces import NoProgress, ObjectStore, ObjectWriter, Progress
-from imagefs.ops.estimate import Estimate, check_room, estimate
+from imagefs.ops.estimate import Estimate, check_room, estimate, estimate_text
 from imagefs.ops.linear import LinearDigests
 from imagefs.ops.pieces import CaptureJob, Source
 from imagefs.ops.plan import CaptureOptions, SourceFacts, make_header, make_plan
@@ -143,13 +143,11 @@ def _estimated(
     if not options.estimate or not isinstance(source, DeviceReader):
         return None
     progress.start("estimate", None)
-    guess = estimate(source, header, parent, skips, threads=options.threads or default_threads())
+    threads = options.threads or default_threads()
+    guess = estimate(source, header, parent, skips, threads=threads, rate=options.rate)
     if guess is None:
         return None
-    progress.note(
-        f"about {guess.read_bytes / 2**30:.1f} GiB to read, {guess.stored_bytes / 2**30:.1f} GiB to store, "
-        f"{max(1, round(guess.seconds / 60))} min"
-    )
+    progress.note(estimate_text(guess))
     warning = check_room(guess, catalog.store, full=header.kind is Kind.FULL)
     if warning:
         progress.note(f"warning: {warning}")

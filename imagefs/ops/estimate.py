@@ -33,11 +33,17 @@ class Estimate:
 
 
 def estimate(
-    source: DeviceReader, header: Header, parent: VirtualDisk | None, skips: Skips, *, threads: int
+    source: DeviceReader,
+    header: Header,
+    parent: VirtualDisk | None,
+    skips: Skips,
+    *,
+    threads: int,
+    rate: float | None = None,
 ) -> Estimate | None:
     """Read samples all over ``source``, and compress what ``parent`` does not have; None for a small disk.
 
-    What cannot be read is no sample: the capture itself will tell.
+    What cannot be read is no sample: the capture itself will tell. ``rate`` is the limit in bytes a second.
     """
     chunk = header.chunk_size
     wanted = list(_to_read(source, skips, chunk))
@@ -61,7 +67,19 @@ def estimate(
     if not read:
         return None
     speed = reading + packing / threads
-    return Estimate(total, stored * total // read, speed * total / read)
+    seconds = max(speed * total / read, total / rate if rate else 0.0)
+    return Estimate(total, stored * total // read, seconds)
+
+
+def estimate_text(guess: Estimate) -> str:
+    minutes = round(guess.seconds / 60)
+    hours = f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"
+    time_told = hours if minutes else "less than a minute"
+    return f"about {_size(guess.read_bytes)} to read, {_size(guess.stored_bytes)} to store, {time_told}"
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
 
 
 def check_room(guess: Estimate, store: ObjectStore, *, full: bool) -> str:

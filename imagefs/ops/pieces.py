@@ -119,6 +119,7 @@ class CaptureJob:
         self._slow_down(bad=False)
         self.size = source.size if isinstance(source, DeviceReader) else None
         self.done = self.reached = 0
+        self._chunks = dict.fromkeys(State, 0)
         self.read_bytes = self.read_before = self.unreadable_bytes = self.reads_around = 0
 
     def take_up(self, next_chunk: int, bad: list[tuple[int, int]]) -> None:
@@ -184,6 +185,7 @@ class CaptureJob:
         self.reads_around += done.retries
         self._slow_down(bool(done.bad))
         self.read_bytes += batch.length if batch.state is State.STORED else 0
+        self._progress.tell(self._counts())
         if batch.state is not State.SKIPPED:
             self._progress.advance(batch.length)
 
@@ -192,8 +194,15 @@ class CaptureJob:
         most = _READ_BYTES if bad else _DEVICE_BATCH
         self._batch_bytes = most if self._rate is None else min(most, int(self._rate * _BATCH_SECONDS))
 
+    def _counts(self) -> dict[str, int]:
+        """Bytes by state of this layer, those unreadable to the sector, and how many sectors that are."""
+        size = self._source.sector_size if isinstance(self._source, DeviceReader) else 512
+        told = {state.name.lower(): count * self._chunk for state, count in self._chunks.items() if count}
+        return told | {"unreadable": self.unreadable_bytes, "errors": -(-self.unreadable_bytes // size)}
+
     def _write(self, writer: ImageWriter, piece: Piece) -> None:
         self.reached = (piece.first + piece.count) * self._chunk
+        self._chunks[State.ABSENT if piece.absent else piece.state] += piece.count
         if piece.absent:
             writer.inherit(piece.state, piece.first, piece.count, piece.digests)
         elif piece.state is State.STORED:

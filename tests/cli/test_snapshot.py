@@ -12,7 +12,7 @@ import pytest
 
 from imagefs.block.devices import open_source
 from imagefs.block.snapshot import open_snapshot, take_snapshot
-from imagefs.interfaces import Progress
+from imagefs.interfaces import NoProgress, Progress
 from imagefs.ops.capture import capture
 from imagefs.ops.plan import CaptureOptions
 from imagefs.store import LocalStore
@@ -96,7 +96,7 @@ def test_where_nothing_can_be_cloned(cli: Cli, tmp_path: Path) -> None:
     assert "nobody vouches" in cli("verify", "set").text
 
 
-class Writes:
+class Writes(NoProgress):
     """A progress that writes to the source between the two passes."""
 
     def __init__(self, path: Path, *changes: tuple[int, bytes]) -> None:
@@ -110,12 +110,6 @@ class Writes:
                 for at, data in self.changes:
                     out.seek(at)
                     out.write(data)
-
-    def advance(self, count: int, /) -> None:
-        pass
-
-    def note(self, message: str, /) -> None:
-        pass
 
 
 def live(path: Path, store: LocalStore, progress: Progress, **more: object) -> object:

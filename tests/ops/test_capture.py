@@ -17,7 +17,7 @@ from imagefs.block.devices import DeviceReader, StreamSource, open_source
 from imagefs.errors import ChainError, ImagefsError, SourceError, StoreError, UsageError
 from imagefs.format.header import Header, Kind, Mode
 from imagefs.image.catalog import ImageInfo, scan
-from imagefs.interfaces import State
+from imagefs.interfaces import NoProgress, State
 from imagefs.ops import plan as plan_module
 from imagefs.ops.capture import capture
 from imagefs.ops.plan import CaptureOptions
@@ -455,7 +455,7 @@ def test_a_source_that_fails(store: MemoryStore, path: Path, error: BaseExceptio
 
 
 def test_a_capture_that_is_cancelled_from_its_progress(store: MemoryStore, path: Path) -> None:
-    class Impatient:
+    class Impatient(NoProgress):
         def start(self, label: str, total: int | None, /) -> None:
             pass
 
@@ -474,7 +474,7 @@ def test_a_capture_that_is_cancelled_from_its_progress(store: MemoryStore, path:
 
 
 def test_progress_counts_every_byte_once(store: MemoryStore, path: Path) -> None:
-    class Counting:
+    class Counting(NoProgress):
         def __init__(self) -> None:
             self.labels: list[tuple[str, int | None]] = []
             self.count = 0

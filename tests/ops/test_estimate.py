@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from imagefs.block.devices import DeviceReader, open_source
 from imagefs.errors import StoreFull
 from imagefs.interfaces import NoProgress
 from imagefs.ops.capture import capture
+from imagefs.ops.estimate import Estimate, estimate_text
 from imagefs.ops.plan import CaptureOptions
 from imagefs.store.memory import MemoryStore
 from tests.support.images import noise
@@ -80,5 +82,17 @@ def test_what_does_not_fit_is_refused_before_it_starts(source: DeviceReader) -> 
             heard.append(message)
 
     capture(source, store, CaptureOptions(estimate=True, threads=2), Hears())
-    assert "GiB to read" in heard[0]
+    assert re.fullmatch(r"about 161 MiB to read, \d+ MiB to store, less than a minute", heard[0])
     assert "will take about" in heard[1]
+
+
+def test_a_limit_on_the_rate_is_reckoned_with(source: DeviceReader) -> None:
+    """At a mebibyte a second 161 of them take 161 seconds at least; nothing is read at that rate here."""
+    options = CaptureOptions(estimate=True, threads=2, rate=MIB)
+    made = capture(source, MemoryStore(), options)
+    assert made.estimate is not None
+    assert made.estimate.seconds >= 161
+    assert estimate_text(made.estimate).endswith("3 min")
+    assert estimate_text(Estimate(3 * 2**40, 2**40, 100_000)) == (
+        "about 3072.0 GiB to read, 1024.0 GiB to store, 27 h 47 min"
+    )
