@@ -18,11 +18,11 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from imagefs.block.views import extents_of
-from imagefs.interfaces import Reader, State
+from imagefs.interfaces import Reader
 from mounter.attributes import Attributes
 from mounter.errnos import errno_of, line_of
 from mounter.folderstream import FolderStream
-from mounter.tree import MountTree
+from mounter.tree import HOLES, MountTree
 
 ENCODING = "latin-1"
 _BLOCK = 4096
@@ -157,7 +157,7 @@ class MountOperations:
             raise OSError(errno.ENXIO, os.strerror(errno.ENXIO))
         try:
             for extent in extents_of(file.reader, offset, file.size - offset):
-                if (extent.state is State.STORED) == (whence == os.SEEK_DATA):
+                if (extent.state not in HOLES) == (whence == os.SEEK_DATA):
                     return extent.offset
         except Exception as error:
             self._fail(error, f"seek from {offset} of {file.path!r}")

@@ -30,6 +30,8 @@ __all__ = ["MountSpec", "MountTree", "Node", "Opened", "VolumeSpec"]
 _ROOT_INODE = 1
 #: So many runs of a disk are looked at to see how much of it holds data; the rest counts as data.
 _MAX_RUNS = 20_000
+#: What a copy may pass over; of what the source could not read nobody knows that it was zeros.
+HOLES = frozenset({State.ZERO, State.SKIPPED})
 #: Raw bytes hold every file of the disk, whatever its mode: they are for the owner of the mount only.
 _RAW_MODE = stat.S_IFREG | 0o400
 _TEXT_MODE = stat.S_IFREG | 0o444
@@ -197,7 +199,7 @@ def _allocated(reader: Reader) -> int:
     holes = 0
     try:
         for extent in islice(extents_of(reader, 0, reader.size), _MAX_RUNS):
-            holes += extent.length if extent.state is not State.STORED else 0
+            holes += extent.length if extent.state in HOLES else 0
     except ImagefsError:  # damage is for the read that meets it
         return reader.size
     return reader.size - holes

@@ -54,17 +54,22 @@ def _block(words: Sequence[str]) -> tuple[int, int, str] | None:
     return (offset, length, status) if fits else None
 
 
-def format_mapfile(bad: Iterable[tuple[int, int]], size: int, *, comment: str) -> Iterator[str]:
-    """The lines of a mapfile for a disk of ``size`` bytes of which ``bad`` (offset, length) was not read."""
+def format_mapfile(
+    bad: Iterable[tuple[int, int]], size: int, *, comment: str, untried: Iterable[tuple[int, int]] = ()
+) -> Iterator[str]:
+    """The lines of a mapfile for a disk of ``size`` bytes of which ``bad`` (offset, length) could not be
+    read and ``untried`` was not wanted."""
     yield f"# Mapfile. Created by {comment}"
     yield "# current_pos  current_status  current_pass"
     yield "0x00000000     +               1"
     yield "#      pos        size  status"
     at = 0
-    for offset, length in bad:
+    blocks = [(offset, length, "-") for offset, length in bad]
+    blocks += [(offset, length, "?") for offset, length in untried]
+    for offset, length, status in sorted(blocks):
         if offset > at:
             yield f"0x{at:08X}  0x{offset - at:08X}  +"
-        yield f"0x{offset:08X}  0x{length:08X}  -"
+        yield f"0x{offset:08X}  0x{length:08X}  {status}"
         at = offset + length
     if at < size:
         yield f"0x{at:08X}  0x{size - at:08X}  +"

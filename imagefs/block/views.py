@@ -65,11 +65,41 @@ class SliceReader:
         self._reader = None
 
 
+class MarkedReader:
+    """Another Reader of which some ranges are ``state``, whatever its extents say.
+
+    ``first`` and ``end`` are those ranges in bytes, sorted and disjoint. Closes ``reader``.
+    """
+
+    def __init__(self, reader: Reader, first: Sequence[int], end: Sequence[int], state: State) -> None:
+        self._reader = reader
+        self._first, self._end = list(first), list(end)
+        self._state = state
+        self.size = reader.size
+
+    def read_at(self, offset: int, length: int, /) -> bytes:
+        return self._reader.read_at(offset, length)
+
+    def extents(self, offset: int, length: int, /) -> Iterator[Extent]:
+        position, stop = offset, offset + clamp(self.size, offset, length)
+        for i in range(bisect_right(self._end, offset), len(self._first)):
+            first, end = max(self._first[i], position), min(self._end[i], stop)
+            if first >= stop:
+                break
+            yield from extents_of(self._reader, position, first - position)
+            yield Extent(self._state, first, end - first)
+            position = end
+        yield from extents_of(self._reader, position, stop - position)
+
+    def close(self) -> None:
+        self._reader.close()
+
+
 class RefusingReader:
     """Another Reader of which some ranges are refused: a read that touches one is a SourceError.
 
-    ``first`` and ``end`` are those ranges in bytes, sorted and disjoint. Closes ``reader``. It has no
-    extents: what is refused promises no zeros.
+    ``first`` and ``end`` are those ranges in bytes, sorted and disjoint; they are UNREADABLE extents.
+    Closes ``reader``.
     """
 
     def __init__(self, reader: Reader, first: Sequence[int], end: Sequence[int], what: str) -> None:
@@ -77,6 +107,10 @@ class RefusingReader:
         self._first, self._end = list(first), list(end)
         self._what = what
         self.size = reader.size
+        self._marked = MarkedReader(reader, first, end, State.UNREADABLE)
+
+    def extents(self, offset: int, length: int, /) -> Iterator[Extent]:
+        return self._marked.extents(offset, length)
 
     def read_at(self, offset: int, length: int, /) -> bytes:
         stop = offset + clamp(self.size, offset, length)

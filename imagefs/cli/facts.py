@@ -37,10 +37,14 @@ def image_row(info: ImageInfo, folder: str) -> dict[str, Any]:
 
 def unreadable_ranges(image: DiskImage) -> list[dict[str, int]]:
     """What the source could not read when this image was made, in bytes of the disk."""
+    return [{"offset": first, "length": count} for first, count in ranges_in(image, State.UNREADABLE)]
+
+
+def ranges_in(image: DiskImage, state: State) -> list[tuple[int, int]]:
+    """(offset, length) of what was skipped or unreadable when this image was made."""
     ranges = image.disk.chain.leaf.ranges()
-    lost = ranges.state == State.UNREADABLE
-    rows = zip(ranges.first[lost].tolist(), ranges.count[lost].tolist(), strict=True)
-    return [{"offset": first, "length": count} for first, count in rows]
+    these = ranges.state == state
+    return list(zip(ranges.first[these].tolist(), ranges.count[these].tolist(), strict=True))
 
 
 def linear_digests(info: ImageInfo) -> dict[str, str]:
@@ -58,7 +62,7 @@ def unreadable_bytes(info: ImageInfo) -> int:
 
 def image_document(image: DiskImage, folder: str) -> dict[str, Any]:
     """Every fact of one image: header, summary, chain, states and volumes."""
-    info, disk = image.info, image.disk
+    info, disk, lost = image.info, image.disk, unreadable_ranges(image)
     header, summary = info.header, info.summary
     return image_row(info, folder) | {
         "set": header.set.hex,
@@ -84,27 +88,32 @@ def image_document(image: DiskImage, folder: str) -> dict[str, Any]:
         "errors": summary.facts.get("errors", {}),
         "resumed": summary.facts.get("resumed"),
         "unreadable_bytes": unreadable_bytes(info),
-        "unreadable": unreadable_ranges(image)[:MAX_RANGES],
-        "states": _states(disk.chain.table, disk),
-        "layer_states": _layer_states(disk),
+        "unreadable": lost[:MAX_RANGES],
+        "states": _states(disk.chain.table, disk, lost),
+        "layer_states": _layer_states(disk, lost),
         "scheme": image.table.scheme,
         "disk_id": image.table.disk_id,
         "volumes": describe_volumes(disk, image.table),
     }
 
 
-def _states(table: RunTable, disk: VirtualDisk) -> dict[str, int]:
-    """Bytes of the disk in each state."""
+def _states(table: RunTable, disk: VirtualDisk, lost: list[dict[str, int]]) -> dict[str, int]:
+    """Bytes of the disk in each state; what was ``lost`` to the sector, the others in chunks."""
     size = disk.chunk_size
     found = {state: table.chunks_in(state) * size for state in SHOWN}
     short = disk.chain.leaf.chunks * size - disk.size
     last = table.find(disk.chain.leaf.chunks - 1)
     if short and last >= 0:
         found[State(int(table.state[last]))] -= short
+    for row in lost:
+        start, stop = row["offset"], row["offset"] + row["length"]
+        found[State.UNREADABLE] += stop - start
+        for run in table.between(start // size, -(-stop // size)):
+            found[run.state] -= min(stop, (run.first + run.count) * size) - max(start, run.first * size)
     return {state.name.lower(): found[state] for state in SHOWN}
 
 
-def _layer_states(disk: VirtualDisk) -> dict[str, int]:
+def _layer_states(disk: VirtualDisk, lost: list[dict[str, int]]) -> dict[str, int]:
     """The same of this layer alone; what it does not list is absent, so read through the parent."""
-    found = _states(disk.chain.leaf.table(0), disk)
+    found = _states(disk.chain.leaf.table(0), disk, lost)
     return found | {"absent": disk.size - sum(found.values())}

@@ -16,13 +16,13 @@ from pathlib import Path
 import click
 
 from imagefs.block.readahead import ReadAhead
-from imagefs.block.views import RefusingReader
+from imagefs.block.views import MarkedReader, RefusingReader
 from imagefs.cli.command import common
 from imagefs.cli.console import Console, state_folder
 from imagefs.cli.facts import image_document, unreadable_ranges
 from imagefs.cli.wiring import choose_image, open_disk
 from imagefs.errors import ImagefsError, MountError, UsageError
-from imagefs.interfaces import Reader
+from imagefs.interfaces import Reader, State
 from imagefs.ops.diskimage import DiskImage
 from mounter.background import Readiness, mount_background
 from mounter.mounttable import resolve
@@ -43,13 +43,13 @@ def state_dir() -> Path:
 
 def mount_spec(image: DiskImage, folder: str, *, unreadable: str = "zeros") -> MountSpec:
     """What a mount of ``image`` shows; ``folder`` is its set's. ``unreadable`` is zeros or eio."""
+    lost = unreadable_ranges(image)
+    first, end = [row["offset"] for row in lost], [row["offset"] + row["length"] for row in lost]
     reader: Reader = ReadAhead(image.disk)
     if unreadable == "eio":
-        lost = unreadable_ranges(image)
-        ends = [row["offset"] + row["length"] for row in lost]
-        reader = RefusingReader(
-            reader, [row["offset"] for row in lost], ends, "could not be read from the source"
-        )
+        reader = RefusingReader(reader, first, end, "could not be read from the source")
+    elif lost:
+        reader = MarkedReader(reader, first, end, State.UNREADABLE)
     image.read_through(reader)
     volumes = tuple(
         VolumeSpec(volume.id, image.volume_reader(volume), partial(image.filesystem, volume.number))

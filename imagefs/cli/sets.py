@@ -18,6 +18,7 @@ from imagefs.cli.facts import (
     image_document,
     image_row,
     linear_digests,
+    ranges_in,
     unreadable_bytes,
     unreadable_ranges,
 )
@@ -26,7 +27,7 @@ from imagefs.cli.text import age_text, one_line, quote, size_text, time_json, ti
 from imagefs.cli.wiring import choose_image, open_disk, open_set
 from imagefs.errors import ChainError, StoreError, UsageError
 from imagefs.image.catalog import REPORT_SUFFIX, Catalog, ImageInfo, scan
-from imagefs.interfaces import Finding, ObjectInfo
+from imagefs.interfaces import Finding, ObjectInfo, State
 from imagefs.ops.affected import find_affected
 from imagefs.ops.diskimage import DiskImage
 from imagefs.ops.verify import LEVELS, Verifier, VerifyReport, compare, name_files
@@ -167,7 +168,9 @@ def info(console: Console, image: str | None, hashes: bool, mapfile: bool, affec
     with open_disk(catalog, found) as disk:
         if mapfile:
             bad = [(row["offset"], row["length"]) for row in unreadable_ranges(disk)]
-            for line in format_mapfile(bad, disk.size, comment=f"imagefs {VERSION}"):
+            left_out = ranges_in(disk, State.SKIPPED)
+            comment = f"imagefs {VERSION}"
+            for line in format_mapfile(bad, disk.size, comment=comment, untried=left_out):
                 console.line(line)
             return
         if affected:

@@ -63,8 +63,8 @@ def find_skips(
     """
     try:
         volumes = read_table(source, sector_size=sector_size).volumes
-    except ImagefsError:
-        return NOTHING, []
+    except ImagefsError as error:
+        return NOTHING, [VolumeUse("disk", "", source.size, source.size, reason=error.message)]
     found, uses = [], []
     for volume in volumes:
         use, ranges = _look_at(source, volume, volumes, keep_swap=keep_swap, live=live)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,8 @@ def test_the_rest_is_captured_and_the_report_is_honest(cli: Cli, tmp_path: Path)
     ranges = [{"offset": 512 * 9, "length": 1536}, {"offset": 512 * 500, "length": 512}]
     assert told["unreadable"] == [*ranges, {"offset": 512 * 3906, "length": 512}]
     assert "unreadable: 1536 bytes at 4608" in cli("info", "set").text
+    for states in (told["states"], told["layer_states"]):
+        assert (states["unreadable"], sum(states.values())) == (2560, SIZE)
     report = (tmp_path / (made.document["path"] + ".txt")).read_text()
     words = ["In the Image: 3907", "Unreadable: 5", "Error Granularity: 1 sector of 512 bytes"]
     words += [
@@ -101,6 +104,9 @@ def test_a_mount_gives_zeros_or_errors(cli: Cli, tmp_path: Path) -> None:
                             disk.read(4096)
                     else:
                         assert disk.read(4096) == ZEROED[page : page + 4096]
+                told = os.getxattr(disk.fileno(), "user.imagefs.unreadable")
+                assert told == b"2048", "to the sector, inside of stored chunks too"
+                assert os.lseek(disk.fileno(), 512 * 9, os.SEEK_DATA) == 512 * 9, "no hole to be passed over"
         finally:
             assert cli("umount", "mnt").code == 0
 
@@ -138,3 +144,26 @@ def test_files_in_bad_places_by_name(cli: Cli, tmp_path: Path) -> None:
     assert found.code == 4
     assert "/p0/f0" in [name for row in found.document["findings"] for name in row["files"]]
     assert "  in /p0/f0" in cli("verify", "set").text
+
+
+def test_bad_places_of_a_used_block_capture(cli: Cli, ext4: Path, tmp_path: Path) -> None:
+    """What was left out is told as not tried in the mapfile; a disk whose beginning cannot be read is
+    captured whole, and that is told."""
+    need_tool("ddrescuelog")
+    with failing_disk(ext4, tmp_path / "bad.raw", [0]):
+        whole = cli("capture", "bad.raw", "one", "--json")
+    assert whole.code == 3
+    (use,) = whole.document["volumes"]
+    assert (use["id"], use["used"]) == ("disk", ext4.stat().st_size)
+    assert "cannot be read" in use["whole"]
+    root = int(tool_text("debugfs", "-R", "blocks /report.txt", ext4).split()[-1])
+    with failing_disk(ext4, tmp_path / "bad.raw", [root * 2]):
+        made = cli("capture", "bad.raw", "two", "--json")
+    assert (made.code, made.document["unreadable_bytes"]) == (3, 512)
+    skipped = cli("info", "two", "--json").document["states"]["skipped"]
+    assert skipped > 8 * 2**20
+    (tmp_path / "map").write_bytes(cli("info", "two", "--mapfile").out)
+    told = tool_text("ddrescuelog", "-l", "?", "-b", "512", tmp_path / "map").split()
+    assert len(told) * 512 >= skipped
+    bad = tool_text("ddrescuelog", "-l", "-", "-b", "512", tmp_path / "map").split()
+    assert bad == [str(root * 2)]
