@@ -156,3 +156,20 @@ def test_beside_ddrescue(path: Path, tmp_path: Path) -> None:
     own.write_text("\n".join(format_mapfile(found.bad, SIZE, comment="imagefs")) + "\n")
     same = subprocess.run(["ddrescuelog", "-P", os.fspath(tmp_path / "map"), os.fspath(own)], check=False)
     assert same.returncode == 0, "ddrescue's log tool finds the two maps equal"
+
+
+def test_given_up_it_ends_with_the_next_read(path: Path) -> None:
+    """A dying disk takes seconds for each sector; the rest of a bad stretch is not waited for."""
+    source = Failing(path, set(range(1024)))
+    rescue = Rescue(source, direct=lambda offset, length: stop_at_ten(offset, length))
+
+    def stop_at_ten(offset: int, length: int) -> bytes:
+        if len(source.reads) == 10:
+            rescue.stop()
+        return source.read_at(offset, length)
+
+    with pytest.raises(SourceError, match="given up") as caught:
+        rescue.read(0, SIZE)
+    assert "errno" not in caught.value.data, "no bad place"
+    assert len(source.reads) == 11
+    source.close()

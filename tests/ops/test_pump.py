@@ -198,3 +198,25 @@ def test_both_together() -> None:
 
 def test_threads_follow_the_cores_this_process_may_use() -> None:
     assert default_threads() == len(os.sched_getaffinity(0))
+
+
+def test_giving_up_comes_before_the_wait() -> None:
+    """An error, and an early end, let those that are still at work know before they are waited for."""
+    for number in (0, None):
+        given_up = threading.Event()
+
+        def work(item: int, number: int | None = number, given_up: threading.Event = given_up) -> int:
+            if item == number:
+                raise ValueError("first")
+            if item:
+                assert given_up.wait(60)
+            return item
+
+        results = ordered_map(work, range(4), threads=2, depth=3, give_up=given_up.set)
+        if number is None:
+            assert next(results) == 0
+            results.close()
+        else:
+            with pytest.raises(ValueError, match="first"):
+                list(results)
+        assert given_up.is_set()

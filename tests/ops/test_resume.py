@@ -338,3 +338,11 @@ def test_nothing_else_can_be_asked_of_what_was_begun(
     made = run(store, path, resume=True, known_bad=begun["known_bad"])
     assert made.info.header.facts["case"] == {"case": "1"}
     assert made.digests
+
+
+def test_little_is_under_way_when_the_source_is_slow(tmp_path: Path) -> None:
+    """What has been read but not written is lost with the machine, so a low rate makes small batches."""
+    path, batches = write_disk(tmp_path / "disk", noise(40 * CHUNK)), Counter[str]()
+    for name, rate in (("quick", None), ("slow", 4.0 * CHUNK)):
+        run(MemoryStore(), path, rate=rate, check_stop=lambda name=name: batches.update([name]))
+    assert (batches["quick"], batches["slow"]) == (20, 40)
