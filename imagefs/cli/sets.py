@@ -25,8 +25,9 @@ from imagefs.cli.facts import (
 from imagefs.cli.report import CASE_WORDS, ZEROS_IN_DIGESTS
 from imagefs.cli.text import age_text, one_line, quote, size_text, time_json, time_text, valid_text
 from imagefs.cli.wiring import choose_image, open_disk, open_set
-from imagefs.errors import ChainError, StoreError, UsageError
+from imagefs.errors import ChainError, ImagefsError, StoreError, UsageError
 from imagefs.image.catalog import REPORT_SUFFIX, Catalog, ImageInfo, scan
+from imagefs.image.resume import has_checkpoint
 from imagefs.interfaces import Finding, ObjectInfo, State
 from imagefs.ops.affected import find_affected
 from imagefs.ops.diskimage import DiskImage
@@ -89,6 +90,7 @@ def _list_document(catalog: Catalog, store: LocalStore) -> dict[str, Any]:
                 "size": found.size,
                 "modified": time_json(found.mtime_ns),
                 "in_progress": is_being_written(os.path.join(store.url, found.name)),
+                "resumable": _resumable(store, found),
             }
             for found in catalog.partials
         ],
@@ -144,10 +146,19 @@ def _partial_line(store: LocalStore, found: ObjectInfo) -> str:
     if is_being_written(path):
         return f"{found.name}: {size_text(found.size)} so far, a capture is at work on it"
     age = age_text(found.mtime_ns, time.time_ns())
+    resumable = (
+        "go on with `capture --resume`, or " if _resumable(store, found) else "too short to go on with, "
+    )
     return (
         f"{found.name}: unfinished, {size_text(found.size)}, {age}; "
-        "go on with `capture --resume`, or be rid of it with `list --clean-partials`"
+        f"{resumable}be rid of it with `list --clean-partials`"
     )
+
+
+def _resumable(store: LocalStore, found: ObjectInfo) -> bool:
+    with contextlib.suppress(ImagefsError), contextlib.closing(store.open_partial(found.name)) as reader:
+        return has_checkpoint(reader)
+    return False
 
 
 # -- info -----------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ from imagefs.format.header import PREAMBLE, Header, decode_header, header_length
 from imagefs.format.index import DirectoryEntry, Rows, decode_block, make_rows
 from imagefs.image.disk import VirtualDisk
 from imagefs.image.runs import RunTable, child_table
-from imagefs.image.writer import ImageWriter, Told
+from imagefs.image.writer import FIRST_CHECKPOINT, ImageWriter, Told
 from imagefs.interfaces import ObjectWriter, Reader, State
 
 _WINDOW = 4 * 1024 * 1024
@@ -110,6 +110,12 @@ def read_partial(reader: Reader, name: str, *, disk_size: int | None = None) -> 
     raise FormatError(
         f"{name} holds no checkpoint to resume from", hint="remove it with `imagefs list --clean-partials`"
     )
+
+
+def has_checkpoint(reader: Reader) -> bool:
+    """Whether there may be something to go on from. Looks only into a small object: of a larger one
+    the writer has made checkpoints, and finding the last could mean reading a gibibyte."""
+    return reader.size > 2 * FIRST_CHECKPOINT or _last_point(reader, reader.size) is not None
 
 
 def resumed_writer(partial: Partial, out: ObjectWriter, parent: VirtualDisk | None) -> ImageWriter:

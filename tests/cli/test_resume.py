@@ -45,7 +45,7 @@ def test_a_signal_keeps_what_was_done_and_says_how_to_go_on(
     listed = cli("list", "set", "--json").document
     (partial,) = listed["partials"]
     assert (partial["in_progress"], listed["images"]) == (False, [])
-    assert partial["size"] > 4_000_000
+    assert (partial["size"] > 4_000_000, partial["resumable"]) == (True, True)
     assert "unfinished" in cli("list", "set").text
     made = cli("capture", "big.raw", "set", "--resume", "--json")
     assert made.code == 0, made.err
@@ -65,6 +65,11 @@ def test_partials_are_cleaned_but_not_those_being_written(cli: Cli, big: Path, t
     running.kill()
     running.wait()
     assert len(list((tmp_path / "set").glob("*.partial"))) == 1
+    (partial,) = cli("list", "set", "--json").document["partials"]
+    assert (partial["resumable"], partial["size"] < 16 * 2**20) == (False, True), (
+        "killed before its first checkpoint"
+    )
+    assert "too short to go on with" in cli("list", "set").text
     assert "removed" in cli("list", "set", "--clean-partials").text
     assert list((tmp_path / "set").glob("*.partial")) == []
     refused = cli("capture", "big.raw", "set", "--resume")
