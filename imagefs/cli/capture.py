@@ -300,7 +300,8 @@ def _stopping(
         heard.append(number)
         if limit is not None:
             limit.stop()  # or what is under way would wait for its turn
-        console.note("imagefs: stopping; once more to stop at once")
+        lead = "\n" if sys.stderr.isatty() else ""  # the line of progress and the ^C stay above
+        console.note(f"{lead}imagefs: stopping; once more to stop at once")
 
     def check_stop() -> None:
         if heard:
