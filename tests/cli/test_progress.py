@@ -53,7 +53,7 @@ def test_rate_time_left_states_and_errors(tmp_path: Path, content: Path, columns
     shown = [line for line in lines if line.startswith("capture:")]
     assert shown
     assert all(len(line) < columns for line in shown)
-    assert all(re.search(r"\d+% of 22.9 MiB +\S+ MiB/s", line) for line in shown)
+    assert all(re.search(r"\d+% of 22.9 MiB +\S+ [KM]iB/s", line) for line in shown)
     if columns >= 80:
         assert all("left  3 bad sectors" in line for line in shown)
     if columns >= 132:
