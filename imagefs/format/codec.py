@@ -14,13 +14,15 @@ import zstandard
 from blake3 import blake3
 
 from imagefs.errors import FormatError, IntegrityError
-from imagefs.format.fields import check, check_crc
+from imagefs.format.fields import MAX_CHUNK_SIZE, check, check_crc
 from imagefs.format.header import CODEC_RAW, CODEC_ZSTD
 
 FRAME_MAGIC = b"CHNK"
 FRAME = struct.Struct("<4sBBHQII32sI")
 FRAME_SIZE = FRAME.size + 4
 MIN_LEVEL, MAX_LEVEL = 1, 19
+#: How far back zstd's lower levels look.
+_USUAL_WINDOW = 2 * 1024 * 1024
 
 _local = threading.local()
 
@@ -44,7 +46,7 @@ def digest_of(data: bytes | memoryview) -> bytes:
 
 def compress(plain: bytes | memoryview, level: int) -> tuple[int, bytes]:
     """(codec, stored bytes): zstd at ``level``, or raw where zstd does not make it smaller."""
-    stored = _compressor(level).compress(plain)
+    stored = _compressor(level, len(plain)).compress(plain)
     return (CODEC_ZSTD, stored) if len(stored) < len(plain) else (CODEC_RAW, bytes(plain))
 
 
@@ -102,11 +104,24 @@ def decode_frame_header(data: bytes | memoryview) -> FrameHeader:
     return FrameHeader(chunk_no, codec, plain, stored, digest, crc)
 
 
-def _compressor(level: int) -> zstandard.ZstdCompressor:
-    made: dict[int, zstandard.ZstdCompressor] = _local.__dict__.setdefault("compressors", {})
-    if level not in made:
-        made[level] = zstandard.ZstdCompressor(level=level, write_checksum=False, write_content_size=True)
-    return made[level]
+def _compressor(level: int, length: int) -> zstandard.ZstdCompressor:
+    made: dict[tuple[int, bool], zstandard.ZstdCompressor] = _local.__dict__.setdefault("compressors", {})
+    wide = length > _USUAL_WINDOW
+    if (level, wide) not in made:
+        made[level, wide] = _wide(level) if wide else zstandard.ZstdCompressor(level, write_checksum=False)
+    return made[level, wide]
+
+
+def _wide(level: int) -> zstandard.ZstdCompressor:
+    """With a window over the whole of the largest chunk, which zstd's lower levels do not have."""
+    parameters = zstandard.ZstdCompressionParameters.from_level(
+        level,
+        source_size=MAX_CHUNK_SIZE,
+        window_log=MAX_CHUNK_SIZE.bit_length() - 1,
+        write_checksum=False,
+        write_content_size=True,
+    )
+    return zstandard.ZstdCompressor(compression_params=parameters)
 
 
 def _decompressor() -> zstandard.ZstdDecompressor:
