@@ -92,14 +92,18 @@ class RequestLoop:
 
     def main(self, count: int, words: Any, callbacks: Any, size: int, data: Any) -> int:
         """Mount, answer until the end, unmount; takes the arguments of fuse_main and gives its codes."""
+        argv = (ctypes.c_char_p * 3)(words[0], b"-o", words[count - 2])
+        table = ctypes.cast(callbacks, ctypes.c_void_p)
+        try:
+            fuse = self._library.fuse_new(ctypes.byref(_Args(3, argv, 0)), table, size, data)
+            return self._mount(fuse, words[count - 1]) if fuse else _NO_SESSION
+        finally:
+            with self._lock:
+                wake, self._wake = self._wake, -1
+            os.close(wake)
+
+    def _mount(self, fuse: int, directory: bytes) -> int:
         library = self._library
-        directory, options = words[count - 1], words[count - 2]
-        argv = (ctypes.c_char_p * 3)(words[0], b"-o", options)
-        fuse = library.fuse_new(
-            ctypes.byref(_Args(3, argv, 0)), ctypes.cast(callbacks, ctypes.c_void_p), size, data
-        )
-        if not fuse:
-            return _NO_SESSION
         try:
             if library.fuse_mount(fuse, directory) != 0:
                 return _NO_MOUNT
@@ -109,13 +113,7 @@ class RequestLoop:
                 library.fuse_unmount(fuse)
         finally:
             library.fuse_destroy(fuse)
-            self._close()
         return 0
-
-    def _close(self) -> None:
-        with self._lock:
-            wake, self._wake = self._wake, -1
-        os.close(wake)
 
     def _serve(self, session: int) -> None:
         descriptor = self._library.fuse_session_fd(session)

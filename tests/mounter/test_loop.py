@@ -1,0 +1,150 @@
+"""The request loop against a kernel played by a socket pair: one message is one request, as with /dev/fuse."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import socket
+import struct
+import threading
+from collections.abc import Iterator
+from types import SimpleNamespace
+
+import pytest
+
+from mounter.loop import RequestLoop, can_loop
+
+READ, INTERRUPT, STATFS = 15, 36, 17
+
+
+class Operations:
+    """Answers reads of handle 7 from a pattern; other handles fail in their own ways."""
+
+    data = bytes(range(256)) * 4096
+
+    def read(self, path: str | None, size: int, offset: int, fh: int) -> bytes:
+        if fh == 1:
+            raise OSError(errno.ESTALE, "gone")
+        if fh == 2:
+            raise RuntimeError("a bug")
+        return self.data[offset : offset + size]
+
+
+class Kernel:
+    """A libfuse whose session is a socket, and the kernel's end of it."""
+
+    def __init__(self, threads: int) -> None:
+        # SEQPACKET keeps messages apart
+        self.kernel, self.session = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        for end in (self.kernel, self.session):
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 << 20)
+        self.kernel.settimeout(20)
+        self.processed: list[bytes] = []
+        self.calls: list[str] = []
+        self.exited = False
+        self.loop = RequestLoop(self.library(), Operations(), threads=threads)
+        self.codes: list[int] = []
+        self.thread = threading.Thread(target=self._run)
+
+    def library(self) -> SimpleNamespace:
+        def note(name: str, answer: int) -> object:
+            return lambda *arguments: self.calls.append(name) or answer  # type: ignore[func-returns-value]
+
+        def process(session: int, buffer: ctypes._Pointer[ctypes.Structure]) -> None:
+            held = buffer._obj  # type: ignore[attr-defined]
+            self.processed.append(ctypes.string_at(held.mem, held.size))
+
+        return SimpleNamespace(
+            fuse_new=note("new", 1),
+            fuse_mount=note("mount", 0),
+            fuse_unmount=note("unmount", 0),
+            fuse_destroy=note("destroy", 0),
+            fuse_get_session=lambda fuse: 1,
+            fuse_session_fd=lambda session: self.session.fileno(),
+            fuse_session_exited=lambda session: self.exited,
+            fuse_session_process_buf=process,
+        )
+
+    def _run(self) -> None:
+        words = (ctypes.c_char_p * 4)(b"fuse", b"-o", b"ro", b"/somewhere")
+        self.codes.append(self.loop.main(4, words, ctypes.c_void_p(), 0, None))
+
+    def send(self, opcode: int, unique: int, body: bytes = b"") -> bytes:
+        message = struct.pack("<IIQQIIIHH", 40 + len(body), opcode, unique, 1, 0, 0, 0, 0, 0) + body
+        self.kernel.send(message)
+        return message
+
+    def read(self, unique: int, handle: int, offset: int, size: int) -> None:
+        self.send(READ, unique, struct.pack("<QQIIQII", handle, offset, size, 0, 0, 0, 0))
+
+    def answer(self) -> tuple[int, int, bytes]:
+        """(unique, errno, bytes) of the next reply."""
+        reply = self.kernel.recv(2 << 20)
+        length, code, unique = struct.unpack_from("<IiQ", reply)
+        assert length == len(reply)
+        return unique, -code, reply[16:]
+
+
+@pytest.fixture(params=[1, 3])
+def kernel(request: pytest.FixtureRequest) -> Iterator[Kernel]:
+    made = Kernel(request.param)
+    made.thread.start()
+    yield made
+    made.loop.stop()
+    made.thread.join(20)
+    assert not made.thread.is_alive()
+    assert made.codes == [0]
+    assert made.calls == ["new", "mount", "unmount", "destroy"]
+    made.kernel.close()
+    made.session.close()
+
+
+def test_reads_are_answered_with_their_bytes(kernel: Kernel) -> None:
+    for unique, (offset, size) in enumerate([(0, 4096), (100, 1), (5000, 128 << 10), (0, 0)], 1):
+        kernel.read(unique, 7, offset, size)
+        assert kernel.answer() == (unique, 0, Operations.data[offset : offset + size])
+
+
+def test_errors_reach_the_one_who_asked(kernel: Kernel) -> None:
+    kernel.read(5, 1, 0, 4096)
+    assert kernel.answer() == (5, errno.ESTALE, b"")
+    kernel.read(6, 2, 0, 4096)
+    assert kernel.answer() == (6, errno.EIO, b"")
+    kernel.read(7, 7, 0, 16)
+    assert kernel.answer() == (7, 0, Operations.data[:16])
+
+
+def test_everything_else_is_libfuses(kernel: Kernel) -> None:
+    kernel.send(INTERRUPT, 8, bytes(8))
+    sent = kernel.send(STATFS, 9, b"x" * 70_000)
+    kernel.read(10, 7, 0, 1)
+    kernel.answer()
+    for _ in range(200):
+        if kernel.processed:
+            break
+        threading.Event().wait(0.05)
+    assert kernel.processed == [sent], "an interrupt comes too late for us, and wants no answer"
+
+
+def test_libfuse_can_end_it(kernel: Kernel) -> None:
+    kernel.exited = True
+    kernel.send(STATFS, 11)
+    kernel.thread.join(20)
+    assert kernel.codes == [0]
+
+
+def test_what_is_no_libfuse_3_is_not_taken() -> None:
+    assert not can_loop(SimpleNamespace(fuse_new=1))
+    assert can_loop(Kernel(1).library())
+
+
+def test_a_session_that_cannot_be_had() -> None:
+    made = Kernel(1)
+    library = made.library()
+    library.fuse_mount = lambda fuse, directory: -1
+    loop = RequestLoop(library, Operations())
+    words = (ctypes.c_char_p * 4)(b"fuse", b"-o", b"ro", b"/somewhere")
+    assert loop.main(4, words, ctypes.c_void_p(), 0, None) == 4
+    library.fuse_new = lambda *arguments: None
+    assert RequestLoop(library, Operations()).main(4, words, ctypes.c_void_p(), 0, None) == 3
+    loop.stop()  # long over: harmless
