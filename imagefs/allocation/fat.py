@@ -21,6 +21,8 @@ _FAT12_CLUSTERS, _FAT16_CLUSTERS, _FAT32_CLUSTERS = 4085, 65525, 0x0FFFFFF5
 #: What is read of a table at once; whole entries of 12, 16 and 32 bits fit in it.
 _PART = 12 << 20
 _UNKNOWN = 0xFFFFFFFF
+#: 65,536 entries of 32 bytes, and what is left of a last cluster.
+_MAX_FOLDER = (2 << 20) + (1 << 18)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +36,8 @@ class _Layout:
     cluster_size: int
     clusters: int
     end: int
+    roots: int  # bytes of a root directory of fixed size, which lies right before the data
+    root: int  # first cluster of any other
     info: int  # of FAT32's sector of counts, 0 where there is none
     dirty: bool
 
@@ -49,6 +53,7 @@ def read_fat(volume: Reader) -> UsedMap:
         flags[first : first + len(entries)] = entries != 0
     flags[:2] = 0
     _check_chains(volume, fat, flags)
+    _check_folders(volume, fat, flags)
     used = UsedRuns(volume.size, fat.cluster_size)
     count = used.add_flags(flags[2:], offset=fat.data)
     free = _free_count(volume, fat)
@@ -92,6 +97,8 @@ def _layout(volume: Reader) -> _Layout:
         per_cluster * sector,
         clusters,
         sectors * sector,
+        root_sectors * sector,
+        struct.unpack_from("<I", boot, 44)[0] if wide else 0,
         info * sector if 0 < info < reserved else 0,
         bool(boot[65 if wide else 37] & 3),
     )
@@ -151,6 +158,50 @@ def _check_chains(volume: Reader, fat: _Layout, flags: npt.NDArray[np.uint8]) ->
         if bool(np.any(targets[values])) or len(np.unique(values)) < len(values):
             raise AllocationError("two chains of its table meet")
         targets[values] = 1
+
+
+def _check_folders(volume: Reader, fat: _Layout, flags: npt.NDArray[np.uint8]) -> None:
+    """Every file and folder that has a name begins in a used cluster; then, as no chain leads to a free
+    one, all of it is used."""
+    waiting, seen = [fat.root] if fat.bits == 32 else [], np.zeros(len(flags), bool)
+    if fat.bits == 32:
+        _check_starts(fat, flags, np.array(waiting))
+    else:
+        waiting += _starts(fat, flags, volume.read_at(fat.data - fat.roots, fat.roots))
+    while waiting:
+        cluster, parts = waiting.pop(), []
+        while 2 <= cluster < len(flags) and not seen[cluster]:
+            seen[cluster] = True
+            parts.append(volume.read_at(fat.data + (cluster - 2) * fat.cluster_size, fat.cluster_size))
+            if len(parts) * fat.cluster_size > _MAX_FOLDER:
+                raise AllocationError("it has a folder larger than a folder can be")
+            cluster = _next(volume, fat, cluster)
+        waiting += _starts(fat, flags, b"".join(parts))
+
+
+def _starts(fat: _Layout, flags: npt.NDArray[np.uint8], folder: bytes) -> list[int]:
+    """First clusters of the folders in a folder, once those of all its entries are checked."""
+    rows = np.frombuffer(folder[: len(folder) // 32 * 32], np.uint8).reshape(-1, 32)
+    ends = np.flatnonzero(rows[:, 0] == 0)
+    rows = rows[: ends[0] if len(ends) else None]
+    # Deleted ones, the folder itself and its parent, labels and parts of long names begin nothing.
+    rows = rows[(rows[:, 0] != 0xE5) & (rows[:, 0] != 0x2E) & (rows[:, 11] & 0x08 == 0)]
+    low, high = (rows[:, at].astype(np.int64) | rows[:, at + 1].astype(np.int64) << 8 for at in (26, 20))
+    first = low | high << 16 if fat.bits == 32 else low
+    _check_starts(fat, flags, first[first != 0])
+    return [int(each) for each in first[(rows[:, 11] & 0x10 != 0) & (first != 0)]]
+
+
+def _check_starts(fat: _Layout, flags: npt.NDArray[np.uint8], first: npt.NDArray[np.int64]) -> None:
+    if bool(np.any((first < 2) | (first >= len(flags)))) or not bool(np.all(flags[first])):
+        raise AllocationError("a file or folder of it begins in a cluster that its table calls free")
+
+
+def _next(volume: Reader, fat: _Layout, cluster: int) -> int:
+    """What the table says behind a cluster."""
+    data = volume.read_at(fat.tables[0] + cluster * fat.bits // 8, 4)
+    value = int.from_bytes(data, "little") >> (4 if fat.bits == 12 and cluster % 2 else 0)
+    return value & (1 << min(fat.bits, 28)) - 1
 
 
 def _free_count(volume: Reader, fat: _Layout) -> int | None:

@@ -138,6 +138,45 @@ def test_what_cannot_be_relied_on_is_refused(tmp_path: Path, files: Path) -> Non
         read_fat(experiment.patched(plain, 65, b"\1"))
 
 
+def freed(data: bytes, bits: int, first: int) -> bytes:
+    """The chain that begins with ``first`` is free, in each copy of the table."""
+    changed, (reserved, copies) = bytearray(data), struct.unpack_from("<HB", data, 14)
+    size = (struct.unpack_from("<H", data, 22)[0] or struct.unpack_from("<I", data, 36)[0]) * 512
+    while 2 <= first < (1 << min(bits, 28)) - 16:
+        at, shift = first * bits // 8, 4 * (bits == 12 and first % 2)
+        for number in range(copies):
+            place = reserved * 512 + number * size + at
+            value = int.from_bytes(changed[place : place + 4], "little")
+            here = value >> shift & (1 << min(bits, 28)) - 1
+            changed[place : place + 4] = (value ^ here << shift).to_bytes(4, "little")
+        first = here
+    return bytes(changed)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [(kind, name) for kind in ("fat12", "fat16", "fat32") for name in ("SUB", "DEEP")] + [("fat32", "root")],
+)
+def test_what_has_a_name_and_no_cluster(tmp_path: Path, files: Path, kind: str, name: str) -> None:
+    """Root directory, folder, file in a folder: the table calls all their clusters free."""
+    path, bits = tmp_path / "fs", int(kind[3:])
+    make(path, files, kind)
+    run_tool(["mmd", "-i", path, "::/SUB"], env=SKIP)
+    run_tool(["mcopy", "-i", path, files / "f9", "::/SUB/DEEP"], env=SKIP)
+    data = path.read_bytes()
+    assert read_fat(BytesReader(data)).used_bytes
+    if name == "root":
+        first = struct.unpack_from("<I", data, 44)[0]
+    else:
+        entry = data.index(name.ljust(11).encode())
+        first = struct.unpack_from("<H", data, entry + 26)[0]
+    changed = freed(data, bits, first)
+    if kind == "fat32":  # its own count is not known then
+        changed = changed[: 512 + 488] + b"\xff" * 4 + changed[512 + 492 :]
+    with pytest.raises(AllocationError, match="begins in a cluster"):
+        read_fat(BytesReader(changed))
+
+
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     need_tool("mkfs.fat")
