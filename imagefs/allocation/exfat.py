@@ -17,11 +17,14 @@ from imagefs.allocation.usedmap import UsedMap, UsedRuns
 from imagefs.errors import AllocationError
 from imagefs.interfaces import Reader
 
-_BITMAP, _UPCASE = 0x81, 0x82
+_BITMAP, _UPCASE, _FILE, _STREAM = 0x81, 0x82, 0x85, 0xC0
 _LAST, _BAD = 0xFFFFFFFF, 0xFFFFFFF7
 #: A root directory has at most 256 MiB, as any directory.
 _MAX_ROOT = 256 << 20
 _TOGETHER = 16 << 20
+_PIECE = 1 << 20
+#: As many as FAT32 can have: 8 TiB of clusters of 32 KiB. One byte of memory for each, and a few more.
+_MAX_CLUSTERS = 1 << 28
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +59,7 @@ def read_exfat(volume: Reader) -> UsedMap:
     flags = _flags(volume, fs, bitmap)
     if not all(flags[np.array(chain, np.int64) - 2].all() for chain in chains):
         raise AllocationError("its allocation bitmap calls clusters free that its own tables use")
+    _check_files(volume, fs, flags, chains[0])
     used = UsedRuns(volume.size, fs.cluster_size)
     used.add_flags(flags, offset=fs.heap)
     # Boot area and table; and what lies behind the last cluster.
@@ -76,6 +80,8 @@ def _layout(volume: Reader) -> _Layout:
     if flags & 0b111:  # the second table is in use, dirty, has bad places
         raise AllocationError("it was not unmounted cleanly, or has errors")
     fits = fat >= 24 and fat + fat_sectors <= heap and (clusters + 2) * 4 <= fat_sectors << shift
+    if clusters > _MAX_CLUSTERS:
+        raise AllocationError(f"it has {clusters} clusters, more than are looked into")
     if not fits or not clusters or heap + (clusters << cluster_shift) > sectors:
         raise AllocationError("its boot sector makes no sense")
     if sectors << shift > volume.size:
@@ -120,6 +126,63 @@ def _root_files(volume: Reader, fs: _Layout, root: list[int]) -> Iterator[tuple[
                 if length > fs.clusters * fs.cluster_size:
                     raise AllocationError("a file of its root directory makes no sense")
                 yield data[at], first, length
+
+
+def _check_files(volume: Reader, fs: _Layout, flags: npt.NDArray[np.uint8], root: list[int]) -> None:
+    """All clusters of every file and folder that has a name are used."""
+    table, seen, waiting = _Table(volume, fs), {root[0]}, [root]
+    while waiting:
+        chain = waiting.pop()
+        data = b"".join(volume.read_at(fs.place(cluster), fs.cluster_size) for cluster in chain)
+        for is_folder, straight, first, length in _streams(data):
+            count = -(-length // fs.cluster_size)
+            if not count or not first:
+                continue
+            own = range(first, first + count) if straight else table.chain(first, count)
+            if not 2 <= own[0] <= own[-1] < fs.clusters + 2 if straight else not own:
+                raise AllocationError("a file of it lies in clusters that make no sense")
+            places = slice(own[0] - 2, own[-1] - 1) if straight else np.array(own, np.int64) - 2
+            if not flags[places].all():
+                raise AllocationError("its allocation bitmap calls clusters free that a file of it uses")
+            if is_folder and length <= _MAX_ROOT and first not in seen:
+                seen.add(first)
+                waiting.append(list(own))
+
+
+def _streams(folder: bytes) -> Iterator[tuple[bool, bool, int, int]]:
+    """(is a folder, lies in one piece, first cluster, bytes) of each file in a folder."""
+    is_folder = False
+    for at in range(0, len(folder) - 31, 32):
+        kind = folder[at]
+        if kind == 0:
+            return
+        if kind == _FILE:
+            is_folder = bool(folder[at + 4] & 0x10)
+        elif kind == _STREAM:
+            yield (is_folder, bool(folder[at + 1] & 2), *struct.unpack_from("<IQ", folder, at + 20))
+
+
+class _Table:
+    """The table of chains, read in pieces of which one is kept."""
+
+    def __init__(self, volume: Reader, fs: _Layout) -> None:
+        self._volume, self._fs = volume, fs
+        self._piece: tuple[int, bytes] = (-1, b"")
+        self._left = fs.clusters  # no cluster belongs to two files
+
+    def chain(self, cluster: int, count: int) -> list[int]:
+        """Up to ``count`` clusters from ``cluster`` on; it ends where the table makes no sense."""
+        found: list[int] = []
+        while 2 <= cluster < self._fs.clusters + 2 and len(found) < count:
+            if len(found) >= self._left:
+                raise AllocationError("the chains of its table are longer than it has clusters")
+            found.append(cluster)
+            number, place = divmod(cluster * 4, _PIECE)
+            if self._piece[0] != number:
+                self._piece = number, self._volume.read_at(self._fs.fat + number * _PIECE, _PIECE)
+            cluster = int.from_bytes(self._piece[1][place : place + 4], "little")
+        self._left -= len(found)
+        return found
 
 
 def _flags(volume: Reader, fs: _Layout, bitmap: list[int]) -> npt.NDArray[np.uint8]:

@@ -17,7 +17,7 @@ from imagefs.allocation.exfat import read_exfat
 from imagefs.block.views import BytesReader
 from imagefs.errors import AllocationError, ImagefsError
 from tests.allocation import experiment
-from tests.support.oracles import need_tool, root_only, run_tool
+from tests.support.oracles import need_tool, root_only, run_tool, unpacked_corpus_file
 
 
 @contextlib.contextmanager
@@ -110,7 +110,7 @@ def test_what_cannot_be_relied_on_is_refused(small: bytes) -> None:
     bits = heap * 512 + (struct.unpack_from("<I", small, bitmap + 20)[0] - 2) * cluster
     cases = {
         "cleanly": experiment.patched(small, 106, b"\2"),
-        "boot region": experiment.patched(small, 100, b"\x77"),
+        "boot region": experiment.patched(small, 100, bytes([small[100] ^ 0x77])),
         "kind of exFAT": resealed(small, 110, b"\2"),
         "makes no sense": resealed(small, 92, struct.pack("<I", clusters * 9)),
         "chain": resealed(small, 96, struct.pack("<I", clusters + 2)),
@@ -123,6 +123,36 @@ def test_what_cannot_be_relied_on_is_refused(small: bytes) -> None:
     for words, reader in cases.items():
         with pytest.raises(AllocationError, match=words):
             read_exfat(reader)
+
+
+def test_a_file_in_clusters_that_are_called_free(tmp_path: Path) -> None:
+    """A disk of others: a cluster of a file in a folder."""
+    path = unpacked_corpus_file("exfatprogs/tests/bad_bitmap/exfat.img.tar.xz", tmp_path, member="*.img")
+    with pytest.raises(AllocationError, match="that a file of it uses"):
+        read_exfat(BytesReader(path.read_bytes()))
+
+
+@root_only
+def test_each_cluster_of_each_file_counts(tmp_path: Path) -> None:
+    """Whichever bit of the bitmap is cleared, it is noticed (every eleventh is tried)."""
+    path, _ = make(tmp_path, "-c", "4096", size="12M")
+    data = path.read_bytes()
+    plain = read_exfat(BytesReader(data))
+    heap, _, root = struct.unpack_from("<III", data, 88)
+    bits = heap * 512 + (first_of(data, 0x81, heap * 512 + (root - 2) * 4096) - 2) * 4096
+    own = [n for n in range(struct.unpack_from("<I", data, 92)[0]) if data[bits + n // 8] >> n % 8 & 1]
+    assert len(own) > 100
+    assert plain.used_bytes >= len(own) * 4096
+    for number in own[::11]:
+        value = bytes([data[bits + number // 8] & ~(1 << number % 8)])
+        with pytest.raises(AllocationError, match="calls clusters free"):
+            read_exfat(experiment.patched(data, bits + number // 8, value))
+
+
+def first_of(data: bytes, kind: int, folder: int) -> int:
+    """The first cluster of an entry of that kind."""
+    at = next(at for at in range(folder, folder + 4096, 32) if data[at] == kind)
+    return int(struct.unpack_from("<I", data, at + 20)[0])
 
 
 @given(st.lists(st.tuples(st.integers(64, 113), st.integers(0, 255)), max_size=4), st.randoms())
