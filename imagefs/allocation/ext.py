@@ -26,7 +26,7 @@ _KNOWN_INCOMPAT = (
 _SPARSE_SUPER, _GDT_CSUM, _BIGALLOC, _METADATA_CSUM = 0x1, 0x10, 0x200, 0x400
 #: sparse_super to extra_isize, quota, bigalloc, metadata_csum, readonly, project, verity
 _KNOWN_RO_COMPAT = 0x7F | 0x100 | 0x200 | 0x400 | 0x1000 | 0x2000 | 0x8000
-_SPARSE_SUPER2 = 0x200
+_RESIZE_INODE, _SPARSE_SUPER2 = 0x10, 0x200
 _BLOCK_UNINIT = 0x2
 #: 128 TiB of blocks of 4 KiB; more groups than that take more memory than a map is worth.
 _MAX_GROUPS = 1 << 20
@@ -156,7 +156,7 @@ def _superblock(volume: Reader) -> _FileSystem:
         first_block,
         per_group,
         -(-inodes * inode_size // size),
-        struct.unpack_from("<H", data, 0xCE)[0] if compat & 0x10 else 0,
+        struct.unpack_from("<H", data, 0xCE)[0] if compat & _RESIZE_INODE else 0,
         desc_size,
         struct.unpack_from("<I", data, 0x104)[0] if incompat & _META_BG else None,
         bool(ro_compat & _SPARSE_SUPER),
@@ -185,6 +185,8 @@ def _check_features(data: bytes, incompat: int, ro_compat: int) -> None:
         raise AllocationError("its journal has to be replayed first")
     if not state & _CLEAN or state & _ERRORS:
         raise AllocationError("it was not unmounted cleanly, or has errors")
+    if incompat & _META_BG and struct.unpack_from("<I", data, 92)[0] & _RESIZE_INODE:
+        raise AllocationError("its descriptors lie where its inode for growth has blocks")
     unknown = (incompat & ~_KNOWN_INCOMPAT, ro_compat & ~_KNOWN_RO_COMPAT)
     if any(unknown):
         raise AllocationError(
