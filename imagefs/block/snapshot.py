@@ -41,7 +41,8 @@ class Snapshot(Protocol):
     """A source at one moment, as long as it is not removed.
 
     ``source`` is what the user named; ``path`` MUST be openable and hold the bytes of that moment;
-    ``kind`` is ``"lvm"`` or ``"reflink"``; ``name`` is for messages.
+    ``kind`` is ``"lvm"`` or ``"reflink"``; ``name`` is for messages. ``settled`` is False where something
+    that writes to the source could not be held still for it: then it is as after a power cut.
     """
 
     @property
@@ -52,6 +53,8 @@ class Snapshot(Protocol):
     def kind(self) -> str: ...
     @property
     def name(self) -> str: ...
+    @property
+    def settled(self) -> bool: ...
 
     def check(self) -> list[str]:
         """Warnings; SourceError when what was read is not all of one moment. MUST be called last."""
@@ -182,6 +185,10 @@ class LvmSnapshot:
     notes: list[str] = field(default_factory=list)
     removed: bool = False
     kind: str = "lvm"
+
+    @property
+    def settled(self) -> bool:
+        return not self.notes
 
     def check(self) -> list[str]:
         fields = ("lv_attr", "data_percent", "lv_snapshot_invalid")
@@ -427,6 +434,10 @@ class ReflinkSnapshot:
     @property
     def path(self) -> str:
         return f"/proc/self/fd/{self.fd}"
+
+    @property
+    def settled(self) -> bool:
+        return not self.notes
 
     def check(self) -> list[str]:
         """A clone cannot overflow: whoever changes the file needs the space."""

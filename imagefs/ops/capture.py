@@ -345,7 +345,10 @@ def _skips(
     if header.mode is not Mode.USED or not isinstance(source, DeviceReader):
         return NOTHING, []
     progress.start("used blocks", None)
-    return find_skips(source, sector_size=header.sector_size, keep_swap=options.keep_swap, live=options.live)
+    changing = "it may change while it is captured" if options.live else ""
+    if isinstance(source, SnapshotReader) and not source.snapshot.settled:
+        changing = "it was in use and could not be held still for the snapshot"
+    return find_skips(source, sector_size=header.sector_size, keep_swap=options.keep_swap, changing=changing)
 
 
 def _consistency(source: Source, options: CaptureOptions) -> int:

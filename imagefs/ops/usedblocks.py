@@ -54,12 +54,12 @@ class VolumeUse:
 
 
 def find_skips(
-    source: DeviceReader, *, sector_size: int, keep_swap: bool = False, live: bool = False
+    source: DeviceReader, *, sector_size: int, keep_swap: bool = False, changing: str = ""
 ) -> tuple[Skips, list[VolumeUse]]:
     """What of ``source`` needs no capture, and what is to be told of each volume.
 
     Content never makes it raise. ``keep_swap`` keeps swap areas and the files that Windows keeps memory
-    in; ``live`` says that the source may change meanwhile.
+    in; ``changing`` says why no map can be believed, where the source was not still: then only swap is left out.
     """
     try:
         volumes = read_table(source, sector_size=sector_size).volumes
@@ -67,22 +67,22 @@ def find_skips(
         return NOTHING, [VolumeUse("disk", "", source.size, source.size, reason=error.message)]
     found, uses = [], []
     for volume in volumes:
-        use, ranges = _look_at(source, volume, volumes, keep_swap=keep_swap, live=live)
+        use, ranges = _look_at(source, volume, volumes, keep_swap=keep_swap, changing=changing)
         uses.append(use)
         found.append(ranges)
     return _joined(found), uses
 
 
 def _look_at(
-    source: DeviceReader, volume: Volume, others: Sequence[Volume], *, keep_swap: bool, live: bool
+    source: DeviceReader, volume: Volume, others: Sequence[Volume], *, keep_swap: bool, changing: str
 ) -> tuple[VolumeUse, tuple[I64, I64]]:
     """One volume: what is told of it, and its unused ranges in bytes of the disk."""
     none = (np.zeros(0, np.int64), np.zeros(0, np.int64))
     part, kind = SliceReader(source, volume.start, volume.length), ""
     try:
         kind = probe(part).kind
-        if live and kind != "swap":
-            raise AllocationError("it may change while it is captured")
+        if changing and kind != "swap":
+            raise AllocationError(changing)
         if kind == "swap" and keep_swap:
             raise AllocationError("it was asked to keep swap")
         _check_alone(volume, others)

@@ -36,10 +36,12 @@ def mounted(path: Path, place: Path) -> Iterator[Path]:
                 assert time.monotonic() < end, "nothing was mounted"
                 time.sleep(0.02)
             yield place
-            run_tool(["umount", place])
-            driver.wait(timeout=30)
         finally:
-            driver.kill()
+            subprocess.run(["umount", place], check=False)
+            try:
+                driver.wait(timeout=30)
+            finally:
+                driver.kill()
             run_tool(["losetup", "--detach", device])
 
 

@@ -70,6 +70,28 @@ def test_a_disk_of_a_running_machine(cli: Cli, folder: Path, tmp_path: Path) -> 
 
 
 @root_only
+def test_what_could_not_be_held_still_is_taken_whole(cli: Cli, folder: Path, tmp_path: Path) -> None:
+    """NTFS through FUSE cannot be frozen, and says of itself that all is clean: its map is not believed."""
+    need_tool("mkntfs", "ntfs-3g")
+    disk, place = folder / "disk.raw", tmp_path / "inner"
+    run_tool(["truncate", "-s", "20M", disk])
+    run_tool(["mkntfs", "-q", "-F", "-f", disk])
+    place.mkdir()
+    run_tool(["ntfs-3g", disk, place])
+    try:
+        (place / "before").write_bytes(noise(300_000))
+        made = cli("capture", str(disk), "set", "--json")
+    finally:
+        run_tool(["umount", place])
+    assert made.code == 0, made.err
+    (row,) = made.document["volumes"]
+    assert (row["used"], "held still" in row["whole"]) == (disk.stat().st_size, True)
+    assert "as after a power cut" in made.err
+    assert cli("info", "set", "--json").document["consistency"] == "snapshot"
+    assert cli("capture", str(disk), "set", "--json").document["volumes"][0]["whole"] == ""
+
+
+@root_only
 def test_where_nothing_can_be_cloned(cli: Cli, tmp_path: Path) -> None:
     """A device that is mounted and is no logical volume: refused with the way out, taken with it."""
     need_tool("mke2fs", "losetup")
