@@ -41,7 +41,7 @@ def read_ntfs(volume: Reader, open_file: OpenFile) -> UsedMap:
     layout = _layout(volume)
     _check_clean(volume, layout)
     _check_log(_needed(open_file, b"/$LogFile"))
-    _check_awake(open_file(b"/hiberfil.sys"))
+    check_awake(open_file(b"/hiberfil.sys"))
     bitmap = _needed(open_file, b"/$Bitmap")
     if bitmap.size < -(-layout.clusters // 8):
         raise AllocationError("its $Bitmap has no room for all its clusters")
@@ -143,7 +143,8 @@ def _restart(page: bytes) -> tuple[int, int, int] | None:
     return sequence, in_use, flags
 
 
-def _check_awake(hiberfil: Reader | None) -> None:
+def check_awake(hiberfil: Reader | None) -> None:
+    """AllocationError where ``hiberfil`` holds the memory of a machine that sleeps."""
     if hiberfil is not None and hiberfil.read_at(0, 4).lower() == b"hibr":
         raise AllocationError("Windows is hibernated on it, or shut down by fast startup")
 

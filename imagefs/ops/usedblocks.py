@@ -16,7 +16,7 @@ from imagefs.allocation import partclone
 from imagefs.allocation.exfat import read_exfat
 from imagefs.allocation.ext import read_ext
 from imagefs.allocation.fat import read_fat
-from imagefs.allocation.ntfs import read_ntfs
+from imagefs.allocation.ntfs import check_awake, read_ntfs
 from imagefs.allocation.swap import read_swap
 from imagefs.allocation.usedmap import UsedMap
 from imagefs.block.devices import DeviceReader
@@ -39,6 +39,7 @@ READERS: dict[str, Callable[[Reader], UsedMap]] = {
 }
 #: What Windows keeps memory in, in the root of a volume; it makes each anew when it needs it.
 SWAP_FILES = (b"/pagefile.sys", b"/hiberfil.sys", b"/swapfile.sys")
+_WINDOWS = frozenset({"ntfs", "fat12", "fat16", "fat32", "exfat"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +89,8 @@ def _look_at(
         _check_alone(volume, others)
         used = _read_map(source, volume, part, kind)
         first, end = _complement(used, volume.length)
-        if kind == "ntfs" and not keep_swap:
-            first, end = _without_swap_files(part, first, end)
+        if kind in _WINDOWS:
+            first, end = _without_swap_files(part, first, end, keep_swap=keep_swap)
     except ImagefsError as error:
         return VolumeUse(volume.id, kind, volume.length, volume.length, reason=error.message), none
     left_out = int((end - first).sum())
@@ -131,16 +132,20 @@ def _read_ntfs(part: Reader) -> UsedMap:
         return read_ntfs(part, open_file)
 
 
-def _without_swap_files(part: Reader, first: I64, end: I64) -> tuple[I64, I64]:
-    """The unused ranges of an NTFS volume, and where the contents of its swap files lie."""
+def _without_swap_files(part: Reader, first: I64, end: I64, *, keep_swap: bool) -> tuple[I64, I64]:
+    """The unused ranges of a volume, and where the contents of its swap files lie.
+
+    AllocationError where a machine is hibernated on it: what it holds in memory is not on the disk yet.
+    """
     places = []
     with contextlib.closing(_open(part)) as fs:
         for path in SWAP_FILES:
             with contextlib.suppress(PathNotFound):
                 entry = fs.lookup(path)
                 if entry.type is EntryType.FILE and not set(entry.flags) & {"compressed", "encrypted"}:
+                    check_awake(fs.open(entry))
                     places += [(place.first, place.end) for place in fs.places(entry) if not place.stream]
-    if not places:
+    if not places or keep_swap:
         return first, end
     more = np.array(places, np.int64)
     if int(more.min()) < 0 or int(more.max()) > part.size:

@@ -219,6 +219,28 @@ def test_swap_is_kept_on_demand(cli: Cli, windows: Path, tmp_path: Path) -> None
         assert run_tool(["ntfscat", "-f", ntfs, name]).stdout == noise(2_000_000, 77)
 
 
+@pytest.mark.parametrize("head", [b"wake", b"hibr"])
+def test_what_windows_keeps_memory_in_on_fat(cli: Cli, tmp_path: Path, head: bytes) -> None:
+    """Left out as on NTFS; while a machine sleeps in it, all of the volume is taken."""
+    need_tool("mkfs.fat", "mcopy", "mtype", "fsck.fat")
+    path, memory = tmp_path / "disk.raw", tmp_path / "memory"
+    memory.write_bytes(head + noise(1_000_000, 5))
+    run_tool(["truncate", "-s", "40M", path])
+    run_tool(["mkfs.fat", "-F", "32", "-s", "1", path])
+    run_tool(["mcopy", "-i", path, memory, "::/HIBERFIL.SYS"])
+    run_tool(["mcopy", "-i", path, memory, "::/kept"])
+    (row,) = cli("capture", "disk.raw", "set", "--json").document["volumes"]
+    assert ("hibernated" in row["whole"]) is (head == b"hibr")
+    assert cli("restore", "set", "restored.raw").code == 0
+    run_tool(["fsck.fat", "-n", tmp_path / "restored.raw"])
+    restored = {
+        name: run_tool(["mtype", "-i", tmp_path / "restored.raw", f"::/{name}"]).stdout
+        for name in ("HIBERFIL.SYS", "kept")
+    }
+    assert restored["kept"] == memory.read_bytes()
+    assert restored["HIBERFIL.SYS"] == (memory.read_bytes() if head == b"hibr" else bytes(1_000_004))
+
+
 def test_states_on_the_mount(cli: Cli, windows: Path, tmp_path: Path) -> None:
     """Skipped is told apart from zero, on the disk, on a volume, and on a file that was left out."""
     need_tool("getfattr", "fusermount3")
