@@ -196,9 +196,14 @@ class Entry:
         return self.path.rsplit(b"/", 1)[-1]
 
 
+#: What ``Place.stream`` says of an inode or a record of the MFT.
+METADATA = b"metadata"
+
+
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Bytes ``first`` to before ``end`` of a volume hold a part of ``stream`` (empty: the content)."""
+    """Bytes ``first`` to before ``end`` of a volume hold a part of ``stream`` (empty: the content;
+    ``METADATA``: the file's own record)."""
 
     stream: bytes
     first: int

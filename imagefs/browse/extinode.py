@@ -102,15 +102,23 @@ class ExtInodes:
 
     def get(self, number: int) -> Inode | None:
         """Inode ``number``; None where it cannot be found (``meta_bg``, a number out of range)."""
+        place = self.place(number)
+        raw = self._bytes(place, min(self._super.inode_size, 160)) if place is not None else b""
+        return decode_inode(raw) if len(raw) >= 128 else None
+
+    @property
+    def size(self) -> int:
+        """Bytes of one inode."""
+        return self._super.inode_size
+
+    def place(self, number: int) -> int | None:
+        """Where inode ``number`` begins; None where that cannot be told."""
         sb = self._super
         if sb.incompat & _INCOMPAT_META_BG or not 1 <= number <= sb.inodes:
             return None
         group, index = divmod(number - 1, sb.inodes_per_group)
         table = self._table(group)
-        if table is None:
-            return None
-        raw = self._bytes(table * sb.block_size + index * sb.inode_size, min(sb.inode_size, 160))
-        return decode_inode(raw) if len(raw) >= 128 else None
+        return None if table is None else table * sb.block_size + index * sb.inode_size
 
     def pieces(self, inode: Inode, label: str) -> list[Piece] | None:
         """Where the content of an inode lies; None where it lies in the inode itself."""
@@ -138,7 +146,9 @@ class ExtInodes:
     def _read_table(self, group: int) -> int | None:
         """The first block of a group's inode table."""
         sb = self._super
-        at = (sb.first_data_block + 1) * sb.block_size + group * sb.descriptor_size
+        # The superblock lies in block 1 of 1 KiB even where (with bigalloc) block 0 is the first.
+        first = max(sb.first_data_block, int(sb.block_size == 1024))
+        at = (first + 1) * sb.block_size + group * sb.descriptor_size
         raw = self._bytes(at, sb.descriptor_size)
         if len(raw) < sb.descriptor_size:
             return None

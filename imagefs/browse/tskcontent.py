@@ -15,7 +15,7 @@ from imagefs.browse.content import FetchReader, MappedReader, Piece, damaged
 from imagefs.browse.names import printable
 from imagefs.browse.tskhandle import Facts, Handle
 from imagefs.errors import BrowseError
-from imagefs.interfaces import Entry, EntryType, Place, Reader
+from imagefs.interfaces import METADATA, Entry, EntryType, Place, Reader
 
 _MAX_LINK = 64 << 10
 
@@ -105,7 +105,9 @@ class Contents:
         inode = ext.get(int(entry.inode)) if ext is not None else None
         if ext is not None and inode is not None:
             self._handle.check_open()
-            return _places(b"", ext.pieces(inode, shown) or [])
+            first = ext.place(int(entry.inode))
+            own = [] if first is None else [Place(METADATA, first, first + ext.size)]
+            return own + _places(b"", ext.pieces(inode, shown) or [])
         with self._handle.hold(f"'{shown}'") as info:
             file, found = info.open_meta(inode=tskentry.address(entry.inode)), []
             for stream in tskentry.streams_of(file):

@@ -10,7 +10,7 @@ from itertools import accumulate
 
 from imagefs.block.views import SliceReader
 from imagefs.errors import ImagefsError
-from imagefs.interfaces import Entry, FileSystem, NoProgress, Place, Progress, Reader, Volume
+from imagefs.interfaces import METADATA, Entry, FileSystem, NoProgress, Place, Progress, Reader, Volume
 
 #: Files of NTFS that no directory lists; what happens to them happens to the whole volume.
 _NTFS_OWN = (
@@ -25,6 +25,8 @@ _NTFS_OWN = (
 )
 #: More places than this are counted, not kept.
 MAX_PLACES = 100_000
+#: Of each volume; each may name a file that could not be looked up.
+MAX_NOTES = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,20 +105,21 @@ def _search(fs: FileSystem, volume: Volume, wanted: _Ranges, found: Affected) ->
     errors: list[str] = []
     records = _bad_records(fs, wanted) if fs.kind == "ntfs" else {}
     for entry in _all_entries(fs, walk(fs, fs.root(), onerror=lambda error: errors.append(error.message))):
+        number = entry.inode.partition("-")[0]
+        places: list[Place] = []
         try:
             places = fs.places(entry)
         except ImagefsError as error:
-            errors.append(error.message)
-            continue
+            if number not in records:  # else that is why, and it is named below
+                errors.append(error.message)
         for place in places:
             for first, end in wanted.within(place.first, place.end):
                 _add(found, volume, entry, place.stream, first, end)
-        if records and entry.inode.partition("-")[0] in records:
-            first, end = records[entry.inode.partition("-")[0]]
-            _add(found, volume, entry, b"metadata", first, end)
-    if errors:
-        more = f", and {len(errors) - 1} more like it" if len(errors) > 1 else ""
-        found.notes.append(f"{volume.id}: {errors[0]}{more}")
+        if number in records:
+            _add(found, volume, entry, METADATA, *records[number])
+    found.notes += [f"{volume.id}: {message}" for message in errors[:MAX_NOTES]]
+    if len(errors) > MAX_NOTES:
+        found.notes.append(f"{volume.id}: and {len(errors) - MAX_NOTES} more like these")
 
 
 def _all_entries(fs: FileSystem, walked: Iterator[Entry]) -> Iterator[Entry]:

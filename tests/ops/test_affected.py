@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -83,6 +84,32 @@ def test_records_of_small_files_in_the_mft(tmp_path: Path) -> None:
         (b"/tiny", b"metadata"),
     }
     assert found.files_in(at, at + 1) == ["/p0/$MFT", "/p0/tiny (metadata)"]
+
+
+@pytest.mark.parametrize("length", [512, 1024])
+def test_a_record_that_could_not_be_read(tmp_path: Path, length: int) -> None:
+    """Its bytes are zeros then, and nobody can open the file: its name is told all the same."""
+    data = bytearray(make(tmp_path, "ntfs").read_bytes())
+    at = place_of(bytes(data), "tiny") // 1024 * 1024
+    data[at : at + length] = bytes(length)
+    disk = BytesReader(bytes(data))
+    found = find_affected(disk, read_table(disk, sector_size=512).volumes, [(at, at + length)])
+    assert (b"/tiny", b"metadata") in {(place.path, place.stream) for place in found.places}
+    assert found.notes == []
+
+
+def test_an_inode_that_could_not_be_read(tmp_path: Path) -> None:
+    """Where an inode lies is asked of debugfs."""
+    path = make(tmp_path, "ext4")
+    told = tool_text("debugfs", "-R", "imap /two", path)
+    where = re.search(r"block (\d+), offset 0x([0-9a-f]+)", told)
+    assert where
+    at = int(where[1]) * 4096 + int(where[2], 16)
+    data = bytearray(path.read_bytes())
+    data[at : at + 256] = bytes(256)
+    disk = BytesReader(bytes(data))
+    found = find_affected(disk, read_table(disk, sector_size=512).volumes, [(at, at + 256)])
+    assert found.files_in(at, at + 1) == ["/p0/two (metadata)"]
 
 
 def test_what_cannot_be_browsed_is_told(tmp_path: Path) -> None:
