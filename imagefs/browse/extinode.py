@@ -146,9 +146,7 @@ class ExtInodes:
     def _read_table(self, group: int) -> int | None:
         """The first block of a group's inode table."""
         sb = self._super
-        # The superblock lies in block 1 of 1 KiB even where (with bigalloc) block 0 is the first.
-        first = max(sb.first_data_block, int(sb.block_size == 1024))
-        at = (first + 1) * sb.block_size + group * sb.descriptor_size
+        at = (sb.first_data_block + 1) * sb.block_size + group * sb.descriptor_size
         raw = self._bytes(at, sb.descriptor_size)
         if len(raw) < sb.descriptor_size:
             return None
