@@ -44,7 +44,7 @@ OTHERS = {".html", ".md", ".tsv", ".txt", ".jpg", ".xml", ".E01", ".E02", ".qcow
 
 def names() -> list[Any]:
     """Every file of the corpus that may be a disk; those for the slow tests are marked."""
-    folder = Path(os.environ.get("IMAGEFS_CORPUS", "/nowhere"))
+    folder = Path(os.environ.get("IMAGEFS_CORPUS") or "/nowhere")
     found = sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix not in OTHERS)
     found = [each for each in found if "e2fsprogs" not in each.parts or each.name.startswith("image")]
     if not found:
