@@ -24,7 +24,7 @@ from imagefs.block.usage import check_not_mounted_rw, lies_on
 from imagefs.cli.command import Terminated, common
 from imagefs.cli.console import Console, default_set
 from imagefs.cli.report import CASE_WORDS, describe_host, report_text, resume_command
-from imagefs.cli.text import size_text
+from imagefs.cli.text import size_text, use_text
 from imagefs.errors import ImagefsError, SourceError, StoreError, UsageError, worst_exit
 from imagefs.format.codec import MAX_LEVEL, MIN_LEVEL
 from imagefs.format.header import Kind, Mode
@@ -416,12 +416,7 @@ def _report(
         f"in {result.seconds:.1f} s ({rate}/s)"
     )
     for use in result.uses:
-        whole = f"all of it, because {use['whole']}" if use["whole"] else f"by its {use['source']}"
-        console.line(f"  {use['id']:<4} {size_text(use['used'])} captured, {whole}")
-    if info.header.mode is Mode.USED:
-        console.line(
-            "  unallocated space, so most deleted files, is not in this image; --mode all takes it too"
-        )
+        console.line(f"  {use['id']:<4} {use_text(use)}")
     if result.unreadable_bytes:
         console.exit_code = worst_exit([console.exit_code, 3])
         where = f"`imagefs info {shlex.quote(path)}` lists them"
@@ -434,6 +429,10 @@ def _report(
         console.line(f"  {name:<7} {digest}{said}")
     if verified is not None and all(verified.values()) and console.exit_code in (0, 3):
         console.line("  verified: every chunk of its chain decodes and has its digest")
+    if info.header.mode is Mode.USED:
+        console.line(
+            "  unallocated space, so most deleted files, is not in this image; --mode all takes it too"
+        )
 
 
 def _verify(

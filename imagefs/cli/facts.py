@@ -84,7 +84,7 @@ def image_document(image: DiskImage, folder: str) -> dict[str, Any]:
         "case": header.facts.get("case", {}),
         "host": header.facts.get("host", {}),
         "digests": linear_digests(info),
-        "allocation": summary.facts.get("allocation", []),
+        "allocation": _allocation(info),
         "errors": summary.facts.get("errors", {}),
         "resumed": summary.facts.get("resumed"),
         "unreadable_bytes": unreadable_bytes(info),
@@ -95,6 +95,17 @@ def image_document(image: DiskImage, folder: str) -> dict[str, Any]:
         "disk_id": image.table.disk_id,
         "volumes": describe_volumes(disk, image.table),
     }
+
+
+def _allocation(info: ImageInfo) -> list[dict[str, Any]]:
+    """What was captured of each volume in mode used, and by which map or why all of it."""
+    found = info.summary.facts.get("allocation", [])
+    rows = [row for row in found if isinstance(row, dict)] if isinstance(found, list) else []
+    return [
+        {name: str(row.get(name, "")) for name in ("id", "source", "whole")} | {"used": row["used"]}
+        for row in rows
+        if isinstance(row.get("used"), int)
+    ]
 
 
 def _states(table: RunTable, disk: VirtualDisk, lost: list[dict[str, int]]) -> dict[str, int]:

@@ -23,7 +23,7 @@ from imagefs.cli.facts import (
     unreadable_ranges,
 )
 from imagefs.cli.report import CASE_WORDS, ZEROS_IN_DIGESTS
-from imagefs.cli.text import age_text, one_line, quote, size_text, time_json, time_text, valid_text
+from imagefs.cli.text import age_text, one_line, quote, size_text, time_json, time_text, use_text, valid_text
 from imagefs.cli.wiring import choose_image, open_disk, open_set
 from imagefs.errors import ChainError, ImagefsError, StoreError, UsageError
 from imagefs.image.catalog import REPORT_SUFFIX, Catalog, ImageInfo, scan
@@ -121,7 +121,7 @@ def _image_line(console: Console, catalog: Catalog, info: ImageInfo, depth: int)
     shown = f", {quote(str(note).encode())}" if note else ""
     lead = "  " * depth + ("└ " if depth else "")
     kind = info.header.kind.name.lower()
-    taken = CONSISTENCY.get(info.summary.consistency, "none")
+    taken = f"consistency {CONSISTENCY.get(info.summary.consistency, 'none')}"
     return (
         f"{lead}{info.id[:8]}  {kind:<12} {time_text(info.created, console.zone)}"
         f"  {age_text(info.created, time.time_ns()):<16} {size_text(info.tail.size):>10}"
@@ -279,6 +279,7 @@ def _info_lines(console: Console, catalog: Catalog, found: ImageInfo, facts: dic
         ("table", f"{facts['scheme']} {facts['disk_id']}".strip()),
     ]
     lines = [f"{name:<12} {value}" for name, value in rows] + [_volume_line(row) for row in facts["volumes"]]
+    lines += [f"  {one_line(use['id']):<4} {one_line(use_text(use))}" for use in facts["allocation"]]
     bad = facts["unreadable"]
     lines += [f"  unreadable: {row['length']} bytes at {row['offset']}" for row in bad[:SHOWN_RANGES]]
     return lines + (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, tzinfo
+from typing import Any
 
 UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 #: Bytes that a shell takes as they are, so that a name made of them needs no quotes.
@@ -96,3 +97,9 @@ def valid_text(name: bytes) -> str | None:
 def one_line(value: object) -> str:
     """Text that came out of an image, made safe for a terminal."""
     return "".join(char if char.isprintable() else "?" for char in str(value))
+
+
+def use_text(use: dict[str, Any]) -> str:
+    """What was captured of a volume in mode used, and by which map or why all of it."""
+    how = f"all of it, because {use['whole']}" if use["whole"] else f"by its {use['source']}"
+    return f"{size_text(use['used'])} captured, {how}"

@@ -67,7 +67,13 @@ def test_used_blocks_only(cli: Cli, disk: Path, tmp_path: Path) -> None:
     assert noise(200_000, 1) in original
     assert noise(200_000, 1) not in restored, "the deleted file is not in the image"
     shown = cli("capture", "disk.raw", "set", "--kind", "full").text
-    assert "most deleted files, is not in this image" in shown, "a set keeps its mode"
+    assert "most deleted files, is not in this image" in shown.splitlines()[-1], "a set keeps its mode"
+    shown = cli("capture", "disk.raw", "set", "--verify").text
+    assert "verified" in shown
+    assert "most deleted files, is not in this image" in shown.splitlines()[-1]
+    told = cli("info", "set").text
+    assert "by its ext block bitmaps" in told
+    assert "2.0 MiB captured, all of it, because no file system is known on it" in told
 
 
 def test_a_child_keeps_the_mode_and_what_is_freed_is_left_out(cli: Cli, disk: Path, tmp_path: Path) -> None:
