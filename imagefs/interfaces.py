@@ -81,6 +81,22 @@ class Sink(Protocol):
     def close(self) -> None: ...
 
 
+@runtime_checkable
+class Writable(Reader, Protocol):
+    """A Reader whose bytes can be changed, never its size: a disk with an overlay, a partition of it.
+
+    - ``write_at`` and ``zero_at`` MUST change the whole range or raise; what they changed is what every
+      later read gives, in any thread and through any slice. A range past the end is an error.
+    - ``sync`` MUST make durable all that was changed before it was called.
+    """
+
+    def write_at(self, offset: int, data: bytes | memoryview, /) -> None: ...
+
+    def zero_at(self, offset: int, length: int, /) -> None: ...
+
+    def sync(self) -> None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class ObjectInfo:
     """One object of a store: its name, size in bytes and time of last change (ns since 1970)."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import io
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from imagefs.errors import SourceError
-from imagefs.interfaces import Extent, Extents, Reader, State
+from imagefs.errors import SourceError, TargetError
+from imagefs.interfaces import Extent, Extents, Reader, State, Writable
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
@@ -93,6 +94,35 @@ class MarkedReader:
 
     def close(self) -> None:
         self._reader.close()
+
+
+class WritableSlice(SliceReader):
+    """A slice of what can be written to; no write reaches past its end."""
+
+    def __init__(self, disk: Writable, start: int, length: int) -> None:
+        super().__init__(disk, start, length)
+        self._disk = disk
+
+    def write_at(self, offset: int, data: bytes | memoryview, /) -> None:
+        self._check_range(offset, memoryview(data).nbytes)
+        self._disk.write_at(self.start + offset, data)
+
+    def zero_at(self, offset: int, length: int, /) -> None:
+        self._check_range(offset, length)
+        self._disk.zero_at(self.start + offset, length)
+
+    def sync(self) -> None:
+        self._check_range(0, 0)
+        self._disk.sync()
+
+    def _check_range(self, offset: int, length: int) -> None:
+        if offset < 0 or length < 0:
+            raise ValueError(f"{length} bytes at {offset}: neither may be negative")
+        if self._reader is None:
+            raise TargetError("write to a closed slice")
+        if offset + length > self.size:
+            said = f"the volume ends at byte {self.size}, {offset + length} were to be written"
+            raise TargetError(said, offset=offset, length=length, errno=errno.ENOSPC)
 
 
 class RefusingReader:
