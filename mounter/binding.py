@@ -23,6 +23,7 @@ from imagefs.errors import MountError
 from mounter.fullfuse import full_fuse
 from mounter.loop import RequestLoop, can_loop
 from mounter.operations import ENCODING
+from mounter.writing import direct_files
 
 SUBTYPE = "imagefs"
 _LIBRARIES = ("libfuse3.so.4", "libfuse3.so.3")
@@ -94,16 +95,18 @@ def serve(
     fsname: str,
     allow_other: bool = False,
     threads: int = 1,
+    writable: bool = False,
 ) -> int:
     """Mount on ``directory`` and answer the kernel until the mount ends; libfuse's code, 0 if all went well.
 
     ``threads`` is how many requests are worked on at once; libfuse's own loop before 3.12 knows only one
-    and any number. Signals are left as they are (mounter/signals.py).
+    and any number. ``writable`` asks for the operations of mounter/writing.py. Signals are left as they
+    are (mounter/signals.py).
     """
     options: dict[str, Any] = {
         "foreground": True,
         "nothreads": threads == 1,
-        "ro": True,
+        "ro": not writable,
         "nosuid": True,
         "nodev": True,
         "noexec": True,
@@ -127,6 +130,7 @@ def serve(
     elif threads > 1 and binding.libfuse >= (3, 12):
         options["max_threads"] = threads
     fuse = full_fuse(binding.module) if binding.libfuse >= (3, 0) else binding.module.FUSE
+    fuse = direct_files(fuse) if writable else fuse
     try:
         fuse(operations, directory.decode(ENCODING), encoding=ENCODING, **options)
     except RuntimeError as error:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import errno
 
-from imagefs.errors import ImagefsError, PathNotFound
+from imagefs.errors import ImagefsError, PathNotFound, TargetError
+
+#: What a writer can do something about is told as it is.
+_OUT_OF_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def errno_of(error: BaseException) -> int:
-    """The errno that answers ``error``: ENOENT for a missing path, its own for an OSError, else EIO.
+    """The errno that answers ``error``: ENOENT for a missing path, its own for an OSError, a lack of
+    room for what an overlay could not take, else EIO.
 
     EIO is also the answer to a plain bug: a reader of the mount must never take it for "no data".
     """
@@ -16,6 +20,8 @@ def errno_of(error: BaseException) -> int:
         return errno.ENOENT
     if isinstance(error, OSError) and error.errno:
         return error.errno
+    if isinstance(error, TargetError) and error.data.get("errno") in _OUT_OF_ROOM:
+        return int(str(error.data["errno"]))
     return errno.EIO
 
 

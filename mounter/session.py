@@ -14,13 +14,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from imagefs.errors import MountError
-from mounter import binding, mountpoint, mounttable, requirements
+from mounter import binding, mountpoint, mounttable, native, requirements
 from mounter.mountpoint import MountPoint
+from mounter.native import Natives, NativeWish
 from mounter.operations import MountOperations
 from mounter.signals import Ending, ending_signals
-from mounter.state import MountRecord, MountStates, process_start
+from mounter.state import MountRecord, MountStates, NativeMount, process_start
 from mounter.stderr import CapturedStderr
 from mounter.tree import MountSpec, MountTree
+from mounter.writing import WritableOperations
 
 #: What fuse_main of libfuse 3 answers after a signal, and sometimes when it was unmounted under it.
 _LOOP_ENDED = 8
@@ -30,9 +32,10 @@ _STATUS_DELAY = 0.5
 
 @dataclass(frozen=True, slots=True)
 class MountOptions:
-    """How to mount. ``image`` and ``log`` are only remembered, in ``state_dir`` if there is one.
+    """How to mount. ``image``, ``overlay`` and ``log`` are only remembered, in ``state_dir`` if there is one.
 
     ``threads``: requests worked on at once. ``binding``: "mfusepy" or "fusepy", else the best one.
+    ``natives`` are set up as soon as the mount answers.
     """
 
     image: str = ""
@@ -41,6 +44,8 @@ class MountOptions:
     binding: str = ""
     state_dir: Path | None = None
     log: str = ""
+    overlay: str = ""
+    natives: tuple[NativeWish, ...] = ()
 
 
 def run_foreground(
@@ -62,11 +67,15 @@ def run_foreground(
         requirements.check(allow_other=options.allow_other)
         loaded = binding.load(options.binding)
         states = MountStates(options.state_dir) if options.state_dir else None
+        native.undo_dead(directory, states)
         point = mountpoint.prepare(directory, states)
+        natives = Natives(options.natives, point.directory)
         try:
-            session = _Session(tree, point, options, states=states, log=log, on_ready=on_ready)
+            natives.prepare()
+            session = _Session(tree, point, options, natives, states=states, log=log, on_ready=on_ready)
             return session.run(loaded, spec.fsname)
         finally:
+            natives.forget()
             point.remove()
     finally:
         tree.close()
@@ -80,6 +89,7 @@ class _Session:
         tree: MountTree,
         point: MountPoint,
         options: MountOptions,
+        natives: Natives,
         *,
         states: MountStates | None,
         log: Callable[[str], None],
@@ -90,7 +100,9 @@ class _Session:
         self._states = states
         self._log = log
         self._on_ready = on_ready
-        self._operations = MountOperations(tree, log=log, on_error=self._count, on_init=self._begin)
+        self._writable = tree.writable
+        operations = WritableOperations if tree.writable else MountOperations
+        self._operations = operations(tree, log=log, on_error=self._count, on_init=self._begin)
         self._record = MountRecord(
             directory=point.directory,
             image=options.image,
@@ -99,7 +111,10 @@ class _Session:
             since_ns=time.time_ns(),
             log=options.log,
             made=point.made,
+            overlay=options.overlay,
         )
+        self._natives = natives
+        self._failure: MountError | None = None
         self._ending = Ending()
         self._stderr = CapturedStderr()
         self._status_lock = threading.Lock()
@@ -118,9 +133,12 @@ class _Session:
                     fsname=fsname,
                     allow_other=self._options.allow_other,
                     threads=self._options.threads,
+                    writable=self._writable,
                 )
         finally:
             self._end()
+        if self._failure is not None:
+            raise self._failure
         if not self._started:
             raise self._refused(code)
         if code not in (0, _LOOP_ENDED):
@@ -130,9 +148,15 @@ class _Session:
     def _begin(self) -> None:
         """From the dispatcher, before the first request: what touches the mount must be elsewhere."""
         self._started = True
-        self._ending.arm(binding.stopper(self._loaded))
+        stop = binding.stopper(self._loaded)
+        self._ending.arm(lambda: self._stop(stop))
         self._stderr.restore()
         threading.Thread(target=self._announce, name="ready", daemon=True).start()
+
+    def _stop(self, stop: Callable[[], None]) -> None:
+        """Asked to end: what is mounted on the mount goes first, as long as it is served."""
+        self._natives.undo(self._log)
+        stop()
 
     def _announce(self) -> None:
         try:
@@ -142,8 +166,25 @@ class _Session:
             return
         _widen_read_ahead(self._directory)
         self._publish()
+        if not self._attach_natives():
+            return
         self._log(f"mounted {self._options.image or 'a disk'} on {self._directory}")
         self._on_ready()
+
+    def _attach_natives(self) -> bool:
+        """False when one of them failed; then the whole mount ends with that error."""
+        try:
+            self._natives.attach(self._remember)
+        except MountError as error:
+            self._failure = error
+            self._natives.undo(self._log)
+            mounttable.detach(self._directory, lazy=True)
+            return False
+        return True
+
+    def _remember(self, natives: tuple[NativeMount, ...]) -> None:
+        self._record = replace(self._record, natives=natives)
+        self._publish()
 
     def _count(self, errors: int) -> None:
         """A request failed: say so in the state folder, but not once per request."""
@@ -166,6 +207,7 @@ class _Session:
                 self._log(f"cannot write to the state folder {self._states.folder}: {error.strerror}")
 
     def _end(self) -> None:
+        self._natives.undo(self._log)
         self._operations.close_files()
         with self._status_lock:
             self._ended = True

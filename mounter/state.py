@@ -11,8 +11,19 @@ import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 from imagefs.errors import MountError
+
+
+@dataclass(frozen=True, slots=True)
+class NativeMount:
+    """``volume`` (``p2``) of a mount on a loop ``device``, mounted on ``directory``; ``made`` as for a mount."""
+
+    volume: str
+    directory: str
+    device: str
+    made: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +31,8 @@ class MountRecord:
     """A mount: where, of what, by which process (``started`` is its start in clock ticks, against a
     pid that came round again), since when (ns since 1970), its log and its failed requests.
 
-    ``made`` is (device, inode) of the directory where the mount made it, None where it was there.
+    ``made`` is (device, inode) of the directory where the mount made it, None where it was there;
+    ``overlay`` the file that takes what is written, empty for a read-only mount.
     """
 
     directory: str
@@ -31,6 +43,8 @@ class MountRecord:
     log: str
     errors: int = 0
     made: tuple[int, int] | None = None
+    overlay: str = ""
+    natives: tuple[NativeMount, ...] = ()
 
     def alive(self) -> bool:
         return process_start(self.pid) == self.started
@@ -101,11 +115,23 @@ def _load(path: Path) -> MountRecord | None:
         values = json.loads(path.read_bytes())
         known = {field.name for field in fields(MountRecord)}
         record = MountRecord(**{name: value for name, value in values.items() if name in known})
-        texts = (record.directory, record.image, record.log)
+        texts = (record.directory, record.image, record.log, record.overlay)
         numbers = (record.pid, record.started, record.since_ns, record.errors, *(record.made or (0, 0)))
         whole = all(isinstance(text, str) for text in texts)
         if not whole or not all(isinstance(number, int) for number in numbers):
             return None
-        return replace(record, made=(record.made[0], record.made[1]) if record.made else None)
+        natives = tuple(_native(row) for row in record.natives)
+        return replace(record, made=_pair(record.made), natives=natives)
     except (OSError, ValueError, TypeError, AttributeError, LookupError):
         return None
+
+
+def _native(row: Any) -> NativeMount:
+    texts = (row["volume"], row["directory"], row["device"])
+    if not all(isinstance(text, str) for text in texts):
+        raise TypeError("a native mount is told in words")
+    return NativeMount(*texts, made=_pair(row["made"]))
+
+
+def _pair(made: Any) -> tuple[int, int] | None:
+    return (int(made[0]), int(made[1])) if made else None

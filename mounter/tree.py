@@ -2,7 +2,7 @@
 
 ::
 
-    disk.raw      the whole disk
+    disk.raw      the whole disk; it and the volumes can be written to where their readers can be
     p1.raw  p1/   each volume: its bytes, and its files where its file system can be read
     p2.raw  p2.txt                     … or one sentence that says why it cannot
     image.json    the facts handed in
@@ -20,7 +20,7 @@ from itertools import islice
 
 from imagefs.block.views import BytesReader, extents_of
 from imagefs.errors import BrowseError, ImagefsError, PathNotFound
-from imagefs.interfaces import Entry, EntryType, Reader, State
+from imagefs.interfaces import Entry, EntryType, Reader, State, Writable
 from mounter.attributes import Attributes, attributes_of
 from mounter.entrycache import EntryCache
 from mounter.volumetree import VolumeSpec, VolumeTree
@@ -97,12 +97,17 @@ class MountTree:
         }
 
     def _file_attributes(self, reader: Reader, mode: int, inode: int) -> Attributes:
+        mode |= 0o200 if isinstance(reader, Writable) else 0
         return replace(self._attributes(mode, reader.size, inode), allocated=_allocated(reader))
 
     def _attributes(self, mode: int, size: int, inode: int, *, nlink: int = 1) -> Attributes:
         time = self._spec.mtime_ns
         owner, group = os.geteuid(), os.getegid()
         return Attributes(mode, size, inode, nlink, owner, group, time, time, time)
+
+    @property
+    def writable(self) -> bool:
+        return isinstance(self._spec.disk, Writable)
 
     @property
     def size(self) -> int:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import select
-import time
+from dataclasses import replace
 from pathlib import Path
 
 from imagefs.errors import MountError
-from mounter import mounttable
+from mounter import mounttable, native
+from mounter.detach import busy, detach
 from mounter.holders import holders
 from mounter.mountpoint import clear_stale, forget, remove_made
 from mounter.state import MountRecord, MountStates
 
-_BUSY_TRIES, _BUSY_PAUSE = 5, 0.1
 _END_SECONDS, _LAZY_SECONDS = 30.0, 1.0
 
 
@@ -27,8 +26,9 @@ def list_mounts(state_dir: Path) -> list[MountRecord]:
     mounted = {entry.directory for entry in mounttable.mounts() if entry.is_ours}
     found = []
     for record in states.all():
-        if record.directory in mounted:
-            found.append(record)
+        natives = tuple(each for each in record.natives if native.is_there(each, record.directory))
+        if record.directory in mounted or natives:
+            found.append(replace(record, natives=natives))
         else:
             forget(record.directory, states)
     return sorted(found, key=lambda record: record.since_ns)
@@ -37,12 +37,16 @@ def list_mounts(state_dir: Path) -> list[MountRecord]:
 def unmount(directory: str, *, lazy: bool = False, state_dir: Path | None = None) -> None:
     """Unmount, and come back when the process that served it has ended and DIR is as it was.
 
+    Its native mounts go first, the newest of them before the others.
+
     MountError if DIR is no mount of ours, or is in use (naming by whom); with ``lazy`` a mount in
     use is detached, and its process ends with its last user.
     """
     path = mounttable.resolve(directory)
     states = MountStates(state_dir) if state_dir else None
     record = states.read(path) if states else None
+    if record is not None and record.natives:
+        _undo_natives(record, lazy=lazy)
     mounted = mounttable.find(path)
     if mounted is None and record is not None and not record.alive():
         forget(path, states)
@@ -54,33 +58,18 @@ def unmount(directory: str, *, lazy: bool = False, state_dir: Path | None = None
     if not (record and record.alive()) and mounted.is_stale():
         clear_stale(path, states)
         return
-    _detach(path, lazy=lazy)
+    detach(path, lazy=lazy)
     _settle(path, record, lazy=lazy)
 
 
-def _detach(path: str, *, lazy: bool) -> None:
-    """A process that has just ended holds on for a moment, so a mount that nobody holds is tried again."""
-    for remaining in reversed(range(_BUSY_TRIES)):
-        try:
-            mounttable.detach(path, lazy=lazy)
-            return
-        except OSError as error:
-            if error.errno == errno.EINVAL and mounttable.find(path) is None:
-                return  # somebody else was faster
-            if error.errno != errno.EBUSY:
-                raise MountError(f"cannot unmount {path}: {error.strerror}", path=path) from error
-            using = holders(path)
-            if using or not remaining:
-                raise _busy(path, using) from error
-        time.sleep(_BUSY_PAUSE)
-
-
-def _busy(path: str, using: list[str]) -> MountError:
-    who = ", ".join(using[:10]) + (f" and {len(using) - 10} more" if len(using) > 10 else "")
-    if not who:
-        who = "a process that only root can see" if os.geteuid() != 0 else "something in the kernel"
-    hint = f"end that first, or detach the mount with `imagefs umount --lazy {path}`"
-    return MountError(f"{path} is in use by {who}", hint=hint, path=path, holders=using)
+def _undo_natives(record: MountRecord, *, lazy: bool) -> None:
+    """All of them; or none, where somebody uses one of them or the mount itself."""
+    own = tuple(f"{each.device} " for each in record.natives)
+    for place in (record.directory, *(each.directory for each in record.natives)):
+        others = [holder for holder in holders(place) if not holder.startswith(own)]
+        if others and not lazy:
+            raise busy(place, others, record.directory)
+    native.undo(record.natives, record.directory, lazy=lazy)
 
 
 def _settle(path: str, record: MountRecord | None, *, lazy: bool) -> None:

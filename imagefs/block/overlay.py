@@ -10,6 +10,7 @@ Knows nothing of images and of FUSE.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import threading
@@ -220,11 +221,11 @@ class Overlay:
             os.close(fd)
             self._reader.close()
 
-    def abandon(self) -> None:
+    def take_back(self) -> None:
         """Close; a file that was made for this and never written to goes away again."""
-        unused = self._file.made and not self._pages and self._fd >= 0
-        if unused:
-            os.unlink(self.path)
+        if self._file.made and not self._pages:
+            with contextlib.suppress(OSError):
+                os.unlink(self.path)
         self.close()
 
     def _write(self, offset: int, view: memoryview) -> None:
