@@ -121,6 +121,7 @@ def serve(
         "negative_timeout": _KEEP_MISSING_SECONDS,
     }
     if binding.libfuse < (3, 0):
+        options["atomic_o_trunc"] = writable  # as libfuse 3 has it: O_TRUNC comes with the open
         operations = _callable(binding, operations)
     # both libraries give SIGINT its default action first, for libfuse to take; it is ours
     binding.module.signal = lambda number, handler: handler  # type: ignore[attr-defined]

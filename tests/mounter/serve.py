@@ -1,6 +1,7 @@
 """A mount in a process of its own, for the tests: ``python -m tests.mounter.serve DIR JSON [--ready-fd N]``.
 
-JSON may hold: kind, state_dir, log, allow_other, threads, binding, path (a file to show as p1.raw).
+JSON may hold: kind, state_dir, log, allow_other, threads, binding, path (a file to show as p1.raw, or
+the overlay).
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from imagefs.block.views import BytesReader
+from imagefs.block.overlay import open_overlay
+from imagefs.block.views import BytesReader, WritableSlice
 from imagefs.browse import open_filesystem
 from imagefs.errors import ImagefsError
 from mounter.background import Readiness
@@ -27,6 +29,7 @@ from tests.mounter.fakes import (
     file,
     no_filesystem,
     noise,
+    small_filesystem,
     sparse_reader,
     spec_of,
     usual_spec,
@@ -61,6 +64,7 @@ def build(settings: dict[str, Any]) -> MountSpec:
         "slow": lambda: spec_of(SlowReader(noise(8 << 20))),
         "many": lambda: spec_of(BytesReader(b""), VolumeSpec("p1", BytesReader(b""), many_files)),
         "named": lambda: spec_of(BytesReader(noise(5000)), fsname='a, "b" \\c\n ü'),
+        "overlay": lambda: _overlay_spec(settings["path"]),
         "file": lambda: _file_spec(Path(settings["path"])),
     }
     return kinds[settings.get("kind", "usual")]()
@@ -69,6 +73,12 @@ def build(settings: dict[str, Any]) -> MountSpec:
 def _file_spec(path: Path) -> MountSpec:
     data = path.read_bytes()
     return spec_of(BytesReader(data), VolumeSpec("p1", BytesReader(data), no_filesystem))
+
+
+def _overlay_spec(path: str) -> MountSpec:
+    disk = open_overlay(BytesReader(noise(4 << 20)), path, view=bytes(32), image=bytes(16))
+    part = WritableSlice(disk, 1 << 20, 1_000_003)
+    return spec_of(disk, VolumeSpec("p1", part, small_filesystem))
 
 
 def _ext4_spec(path: Path) -> MountSpec:
