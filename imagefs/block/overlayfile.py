@@ -64,6 +64,7 @@ _VERSION = 1
 _HEADER = struct.Struct("<8sHHIQQ32s16sQ")
 _PAGE = struct.Struct("<4sIQQQ")
 _DATA_ALIGN = 1 << 20
+_MAX_SEQUENCE = 1 << 62  # never reached; one more must still fit its field
 _MIN_BLOCK, _MAX_BLOCK = 4096, 1 << 20
 #: Blocks of 4 KiB up to here, then larger ones: the map of any disk stays under 64 MiB.
 _MAX_BLOCKS = 1 << 29
@@ -164,7 +165,13 @@ def decode_slot(data: bytes, page: int) -> tuple[int, int] | None:
     if not any(data):
         return 0, 0
     magic, crc, number, sequence, reserved = _PAGE.unpack_from(data)
-    if magic != b"OMAP" or number != page or reserved or zlib.crc32(data[8:]) != crc:
+    if (
+        magic != b"OMAP"
+        or number != page
+        or reserved
+        or sequence > _MAX_SEQUENCE
+        or zlib.crc32(data[8:]) != crc
+    ):
         return None
     return sequence, int.from_bytes(data[_PAGE.size :], "little")
 

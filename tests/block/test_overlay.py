@@ -295,6 +295,8 @@ def test_the_bytes_of_the_document() -> None:
     slot.extend(bytes(SLOT - len(slot)))
     assert decode_slot(bytes(slot), 3) == (5, 0b10_0000_0011)
     assert encode_slot(3, 5, 0b10_0000_0011) == slot
+    for odd in (encode_slot(4, 5, 1), encode_slot(3, 1 << 63, 1), b"OMAQ" + slot[4:]):
+        assert decode_slot(odd, 3) is None
     assert found.slot_offset(3, 5) == SLOT + 6 * SLOT
     assert (found.blocks, found.pages) == (1 << 29, -(-(1 << 29) // PAGE_BLOCKS))
 

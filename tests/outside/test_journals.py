@@ -205,6 +205,8 @@ def test_disk_and_volume_are_one(room: Room, cached: bool) -> None:
 
 def test_a_kill_loses_nothing_that_was_synced(room: Room) -> None:
     room.run("mount", "set", "mnt", "--overlay", "changes")
+    with open(room / "mnt/disk.raw", "r+b") as closed:
+        closed.write(b"closed")
     place = os.open(room / "mnt/p3.raw", os.O_RDWR)
     os.pwrite(place, b"synced" * 1000, 12_345)
     os.fsync(place)
@@ -216,6 +218,7 @@ def test_a_kill_loses_nothing_that_was_synced(room: Room) -> None:
     with open(room / "mnt/p3.raw", "rb") as place_again:
         place_again.seek(12_345)
         assert place_again.read(6000) == b"synced" * 1000
+    assert (room / "mnt/disk.raw").open("rb").read(6) == b"closed"
     run_tool(["dd", f"if={os.devnull}", f"of={room / 'mnt/p3.raw'}"])  # opens with O_TRUNC
     assert (room / "mnt/p3.raw").stat().st_size == 128 * MIB
     room.run("umount", "mnt")
