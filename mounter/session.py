@@ -6,6 +6,7 @@ Knows Readers, not images; prints nothing and reads no environment.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
@@ -178,7 +179,8 @@ class _Session:
         except MountError as error:
             self._failure = error
             self._natives.undo(self._log)
-            mounttable.detach(self._directory, lazy=True)
+            with contextlib.suppress(OSError):  # gone already
+                mounttable.detach(self._directory, lazy=True)
             return False
         return True
 

@@ -3,6 +3,7 @@ mkfs and qemu on one side, the bytes of the image on the other."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import mmap
@@ -17,6 +18,9 @@ import pytest
 from fixtures.build import MIB, make_sparse
 from fixtures.sparse import splice
 from fixtures.tools import run_tool
+from imagefs.block.views import BytesReader
+from imagefs.browse import open_filesystem
+from tests.allocation.test_ntfs import log as restart_pages
 from tests.cli.mounts import Room, fingerprint, mounted
 from tests.mounter.conftest import wait_until
 from tests.support.oracles import need_tool, root_only, tool_text
@@ -45,6 +49,7 @@ def make_volume(path: Path, kind: str, size: int) -> None:
     report.write_bytes(REPORT)
     if kind == "ntfs":
         run_tool(["ntfscp", "-f", path, report, "report.txt"])
+        leave_log_open(path)
         return
     if kind == "fat":
         run_tool(["mcopy", "-i", path, report, "::report.txt"])
@@ -56,6 +61,15 @@ def make_volume(path: Path, kind: str, size: int) -> None:
         write_durably(folder / "late.txt", b"only in the journal\n")
         subprocess.run(["cp", "--sparse=always", path, path.with_suffix(".dirty")], check=True, timeout=60)
     path.with_suffix(".dirty").replace(path)
+
+
+def leave_log_open(path: Path) -> None:
+    """The restart pages of an NTFS that was in use when its power went."""
+    with contextlib.closing(open_filesystem(BytesReader(path.read_bytes()))) as fs:
+        (place, *_) = [part for part in fs.places(fs.lookup(b"/$LogFile")) if not part.stream]
+    with path.open("r+b") as volume:
+        volume.seek(place.first)
+        volume.write(restart_pages((5, 0, 0), (4, 0xFFFF, 0)))
 
 
 def write_durably(path: Path, data: bytes) -> None:
