@@ -429,7 +429,7 @@ def _report(
         console.line(f"  {name:<7} {digest}{said}")
     if verified is not None and all(verified.values()) and console.exit_code in (0, 3):
         console.line("  verified: every chunk of its chain decodes and has its digest")
-    if info.header.mode is Mode.USED:
+    if info.header.mode is Mode.USED and not all(use["whole"] for use in result.uses):
         console.line(
             "  unallocated space, so most deleted files, is not in this image; --mode all takes it too"
         )
