@@ -7,7 +7,7 @@ A disk is anything that answers ``read_at(offset, length)``.
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
@@ -99,11 +99,13 @@ class Writable(Reader, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ObjectInfo:
-    """One object of a store: its name, size in bytes and time of last change (ns since 1970)."""
+    """One object of a store: its name, size in bytes, time of last change (ns since 1970) and, where the
+    store has such a thing, the number that a replaced object does not share (its inode)."""
 
     name: str
     size: int
     mtime_ns: int
+    inode: int = 0
 
 
 class ObjectWriter(Protocol):
@@ -161,6 +163,18 @@ class ObjectStore(Protocol):
     def lock(self) -> Lock: ...
 
     def free_bytes(self) -> int | None: ...
+
+
+class DerivedCache(Protocol):
+    """Keeps bytes by name that can be made again. What it gives may be old, cut or forged.
+
+    Neither MUST raise. ``get`` gives None for what is not there or longer than ``limit``; ``put`` MUST
+    make all ``parts`` appear under ``name`` at once, or leave what was there.
+    """
+
+    def get(self, name: str, limit: int, /) -> bytes | None: ...
+
+    def put(self, name: str, parts: Iterable[bytes], /) -> None: ...
 
 
 class Lock(Protocol):

@@ -7,7 +7,6 @@ import ctypes
 import errno
 import fcntl
 import os
-import resource
 import struct
 
 BLKRRPART = 0x125F
@@ -122,11 +121,3 @@ def keep_freed_memory() -> None:
     if mallopt is not None:
         mallopt(_M_TRIM_THRESHOLD, 64 << 20)
         mallopt(_M_MMAP_THRESHOLD, 32 << 20)
-
-
-def allow_many_files() -> None:
-    """Raise the soft limit of open files to the hard one: a chain has a file open for each layer."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        with contextlib.suppress(OSError, ValueError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -219,6 +219,14 @@ class PlainProgress(NoProgress):
         self._console.note(f"imagefs: {message}")
 
 
+def cache_folder() -> Path:
+    """Where derived things are kept (``$XDG_CACHE_HOME/imagefs``); disposable."""
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    if not os.path.isabs(base):  # as its specification wants
+        base = os.path.join(os.path.expanduser("~"), ".cache")
+    return Path(base) / "imagefs"
+
+
 class _Meter:
     """Counts a phase; beats at most twice a second, and not in its first second."""
 

@@ -66,7 +66,7 @@ def image_document(image: DiskImage, folder: str) -> dict[str, Any]:
     header, summary = info.header, info.summary
     return image_row(info, folder) | {
         "set": header.set.hex,
-        "chain": [layer.id for layer in disk.chain.layers],
+        "chain": [layer.id for layer in disk.chain.infos],
         "chunk_size": header.chunk_size,
         "sector_size": header.sector_size,
         "codec": "zstd",

@@ -12,7 +12,7 @@ from importlib import import_module
 
 import click
 
-from imagefs.block.linux import allow_many_files, keep_freed_memory
+from imagefs.block.linux import keep_freed_memory
 from imagefs.cli.command import Terminated, catch_signals, say_exit
 from imagefs.cli.console import Console
 from imagefs.errors import ImagefsError, UsageError
@@ -94,7 +94,6 @@ def run(arguments: Sequence[str] | None = None) -> None:
     sys.setswitchinterval(SWITCH_SECONDS)
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy would start threads that nobody needs
     keep_freed_memory()
-    allow_many_files()
     context = click.Context(main)
     try:
         code = execute(context, words)

@@ -24,7 +24,7 @@ from imagefs.cli.facts import (
 )
 from imagefs.cli.report import CASE_WORDS, ZEROS_IN_DIGESTS
 from imagefs.cli.text import age_text, one_line, quote, size_text, time_json, time_text, use_text, valid_text
-from imagefs.cli.wiring import choose_image, open_disk, open_set
+from imagefs.cli.wiring import choose_image, look_at, open_disk, open_set
 from imagefs.errors import ChainError, ImagefsError, StoreError, UsageError
 from imagefs.image.catalog import REPORT_SUFFIX, Catalog, ImageInfo, scan
 from imagefs.image.resume import has_checkpoint
@@ -58,7 +58,7 @@ def list_command(console: Console, set_: str | None, clean_partials: bool) -> No
     store = open_set(set_ or default_set())
     if clean_partials:
         _clean_partials(console, store)
-    catalog = scan(store)
+    catalog = look_at(store)
     console.document(_list_document(catalog, store))
     for line in _tree_lines(console, catalog):
         console.line(line)
@@ -324,7 +324,7 @@ def verify(
             catalog = scan(open_set(image or default_set()))
             chosen = list(catalog.images)
         else:
-            catalog, one = choose_image(console, image)
+            catalog, one = choose_image(console, image, look=scan)
             chosen = [one]
         verifier = Verifier(catalog, level=level, threads=threads, progress=progress)
         for found, error in catalog.damaged if every else ():

@@ -52,7 +52,7 @@ def restore(
         if number is not None:
             refuse_whole_disk(target, number)
             reader = disk.volume_reader(disk.volume(number))
-        sources = [os.path.join(catalog.store.url, layer.name) for layer in disk.disk.chain.layers]
+        sources = [os.path.join(catalog.store.url, layer.name) for layer in disk.disk.chain.infos]
         job = Job(reader, sources, target, "restore", yes=yes, then_verify=then_verify, threads=threads)
         run_job(console, job)
 

@@ -5,18 +5,21 @@ from __future__ import annotations
 import os
 import re
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import tzinfo
 from pathlib import Path
 
-from imagefs.cli.console import Console, default_set
+from imagefs.cli.console import Console, cache_folder, default_set
 from imagefs.cli.text import age_text, time_text
 from imagefs.errors import FormatError, StoreError, UsageError
 from imagefs.image.catalog import SUFFIX, Catalog, ImageInfo, read_info, scan
 from imagefs.image.select import select
 from imagefs.ops.diskimage import DiskImage
-from imagefs.store import LocalStore
+from imagefs.store import CacheFolder, LocalStore
 
+#: How a set is looked at: ``look_at``, or ``scan`` where nothing remembered will do.
+Look = Callable[[LocalStore], Catalog]
 VOLUME = re.compile(rb"p(\d{1,6})", re.IGNORECASE)
 
 
@@ -29,27 +32,34 @@ def open_set(text: str) -> LocalStore:
     return LocalStore(folder, suffix=SUFFIX)
 
 
-def find_image(text: str, *, zone: tzinfo | None = None) -> tuple[Catalog, ImageInfo, bool]:
+def look_at(store: LocalStore) -> Catalog:
+    """What the set holds, with what is remembered of it in the user's cache folder."""
+    return scan(store, cache=CacheFolder(cache_folder()), place=os.path.realpath(store.url))
+
+
+def find_image(
+    text: str, *, zone: tzinfo | None = None, look: Look = look_at
+) -> tuple[Catalog, ImageInfo, bool]:
     """(its set, the image, whether it was chosen rather than named) for an IMAGE on the command line."""
     path = Path(text)
     if path.is_dir():
-        return *_chosen(scan(open_set(text)), "", zone), True
+        return *_chosen(look(open_set(text)), "", zone), True
     if path.exists():
-        return *_named(path), False
+        return *_named(path, look), False
     folder, at, selector = text.rpartition("@")
     if at:
-        return *_chosen(scan(open_set(folder)), selector, zone), True
+        return *_chosen(look(open_set(folder)), selector, zone), True
     raise StoreError(f"{text} does not exist", hint="name an image file, a set, or SET@latest", path=text)
 
 
-def choose_image(console: Console, text: str | None) -> tuple[Catalog, ImageInfo]:
+def choose_image(console: Console, text: str | None, *, look: Look = look_at) -> tuple[Catalog, ImageInfo]:
     """The image a command is to work on; one that was chosen by time or order is named on stderr.
 
     Nothing, or a text that begins with @, means the set of ``IMAGEFS_SET``.
     """
     if not text or text.startswith("@"):
         text = default_set() + (text or "")
-    catalog, info, chosen = find_image(text, zone=console.zone)
+    catalog, info, chosen = find_image(text, zone=console.zone, look=look)
     if chosen:
         age = age_text(info.created, time.time_ns())
         console.note(f"imagefs: {info.name}, of {time_text(info.created, console.zone)}, {age}")
@@ -70,7 +80,7 @@ def _chosen(catalog: Catalog, selector: str, zone: tzinfo | None) -> tuple[Catal
     return catalog, select(catalog.images, selector, zone=zone)
 
 
-def _named(path: Path) -> tuple[Catalog, ImageInfo]:
+def _named(path: Path, look: Look) -> tuple[Catalog, ImageInfo]:
     """An image by its file, whatever its name is; its relatives are looked for beside it."""
     if path.name.endswith(".partial"):
         raise FormatError(
@@ -78,7 +88,7 @@ def _named(path: Path) -> tuple[Catalog, ImageInfo]:
         )
     store = LocalStore(path.parent, suffix=SUFFIX)
     info = read_info(store, path.name)
-    catalog = scan(store)
+    catalog = look(store)
     others = tuple(other for other in catalog.images if other.uuid != info.uuid)
     images = tuple(sorted((*others, info), key=lambda each: (each.created, each.name)))
     return replace(catalog, images=images), info

@@ -1,20 +1,24 @@
-"""The images of a set, told from their tails. Derived from the store each time: nothing to lose."""
+"""The images of a set, told from their tails. Derived from the store: nothing to lose."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cached_property, partial
 from uuid import UUID
 
 from imagefs.errors import ChainError, ImagefsError
 from imagefs.format.header import Header, Kind
-from imagefs.format.trailer import STANDS_FOR_TYPE, Summary
-from imagefs.image.chain import Chain, FindImages, find_parent, open_chain
+from imagefs.format.trailer import STANDS_FOR_TYPE, StandsFor
+from imagefs.image.chain import Candidate, Chain, Layers, find_lineage, find_parent, resolve
+from imagefs.image.derived import TailMemory, keep_table, load_table
 from imagefs.image.disk import CHUNK_CACHE, VirtualDisk
-from imagefs.image.reader import ImageReader, IndexCache, Tail, index_cache, read_tail
-from imagefs.interfaces import ObjectInfo, ObjectStore
+from imagefs.image.reader import ImageReader, IndexCache, index_cache
+from imagefs.image.runs import RunTable
+from imagefs.image.tail import ImageInfo as ImageInfo
+from imagefs.image.tail import Tail, read_tail
+from imagefs.interfaces import DerivedCache, ObjectInfo, ObjectStore
 
 SUFFIX = ".imagefs"
 #: Of the report beside a forensic image.
@@ -22,43 +26,18 @@ REPORT_SUFFIX = ".txt"
 KIND_WORDS = {Kind.FULL: "full", Kind.INCREMENTAL: "incr", Kind.DIFFERENTIAL: "diff"}
 
 
-@dataclass(frozen=True, slots=True)
-class ImageInfo:
-    """One image as a listing sees it: its object's name and what its tail says."""
-
-    name: str
-    tail: Tail
-
-    @property
-    def id(self) -> str:
-        return self.tail.id
-
-    @property
-    def uuid(self) -> UUID:
-        return self.tail.header.image
-
-    @property
-    def header(self) -> Header:
-        return self.tail.header
-
-    @property
-    def summary(self) -> Summary:
-        return self.tail.summary
-
-    @property
-    def created(self) -> int:
-        """ns since 1970 UTC."""
-        return self.tail.header.created
-
-
 @dataclass(frozen=True)
 class Catalog:
-    """What a set holds: ``images`` oldest first, ``damaged`` objects with why, ``partials``."""
+    """What a set holds: ``images`` oldest first, ``damaged`` objects with why, ``partials``.
+
+    ``cache`` may keep what was worked out of it, or is None: then everything is read afresh.
+    """
 
     store: ObjectStore
     images: tuple[ImageInfo, ...]
     damaged: tuple[tuple[ObjectInfo, ImagefsError], ...]
     partials: tuple[ObjectInfo, ...]
+    cache: DerivedCache | None = None
 
     @cached_property
     def by_uuid(self) -> dict[UUID, ImageInfo]:
@@ -103,57 +82,65 @@ class Catalog:
         fulls = [info for info in self.images if info.header.kind is Kind.FULL]
         return fulls[-1] if fulls else None
 
-    def open_image(self, info: ImageInfo, *, cache: IndexCache | None = None) -> ImageReader:
+    def open_image(self, info: ImageInfo, *, index: IndexCache | None = None) -> ImageReader:
         """One image without its chain. Raises FormatError, IntegrityError, StoreError."""
         reader = self.store.open(info.name)
         try:
-            return ImageReader(reader, info.name, cache=cache)
+            return ImageReader(reader, info.name, tail=info.tail, cache=index)
         except BaseException:
             reader.close()
             raise
 
     def open_chain(self, info: ImageInfo) -> Chain:
         """The chain of ``info``. Raises ChainError, FormatError, IntegrityError."""
-        cache = index_cache()
-        leaf = self.open_image(info, cache=cache)
         try:
-            return open_chain(leaf, self._finder(cache))
-        except BaseException as error:
-            leaf.close()
-            if isinstance(error, ChainError):
-                self._explain(error)
-            raise
-
-    def check_parent(self, info: ImageInfo) -> None:
-        """ChainError unless the parent of ``info`` is here and is the one it was sealed with."""
-        child = self.open_image(info)
-        try:
-            find_parent(child, self._finder(index_cache())).close()
+            lineage = find_lineage(info, self._candidates)
         except ChainError as error:
             self._explain(error)
             raise
+        layers = Layers(lineage, partial(self.open_image, index=index_cache()))
+        try:
+            return Chain(layers, self._table(layers))
+        except BaseException:
+            layers.close()
+            raise
+
+    def _table(self, layers: Layers) -> RunTable:
+        """What the layers resolve to, from the cache where it has that."""
+        table = load_table(self.cache, layers.infos) if self.cache else None
+        if table is None:
+            table = resolve(layers)
+            if self.cache:
+                keep_table(self.cache, layers.infos, table)
+        return table
+
+    def check_parent(self, info: ImageInfo) -> None:
+        """ChainError unless the parent of ``info`` is here and is the one it was sealed with."""
+        try:
+            find_parent(info, self._candidates)
+        except ChainError as error:
+            self._explain(error)
+            raise
+
+    def _candidates(self, uuid: UUID) -> Iterator[Candidate]:
+        if uuid in self.by_uuid:
+            yield self.by_uuid[uuid], []
+        for info in self.images:
+            if STANDS_FOR_TYPE in info.tail.sections and info.uuid != uuid:
+                rows = self._stands_for(info)
+                if any(row.image == uuid for row in rows):
+                    yield info, rows
+
+    def _stands_for(self, info: ImageInfo) -> list[StandsFor]:
+        reader = self.open_image(info)
+        try:
+            return reader.stands_for()
         finally:
-            child.close()
-
-    def _finder(self, cache: IndexCache) -> FindImages:
-        def find(uuid: UUID) -> list[ImageReader]:
-            found = [self.by_uuid[uuid]] if uuid in self.by_uuid else []
-            found += [other for other in self._substitutes() if other.uuid != uuid]
-            readers = [self.open_image(wanted, cache=cache) for wanted in found]
-            fitting = [r for r in readers if r.header.image == uuid or _lists(r, uuid)]
-            for reader in readers:
-                if reader not in fitting:
-                    reader.close()
-            return fitting
-
-        return find
+            reader.close()
 
     def open_disk(self, info: ImageInfo, *, cache_bytes: int = CHUNK_CACHE) -> VirtualDisk:
         """The virtual disk at ``info``; closing it closes everything it opened."""
         return VirtualDisk(self.open_chain(info), cache_bytes=cache_bytes)
-
-    def _substitutes(self) -> list[ImageInfo]:
-        return [info for info in self.images if STANDS_FOR_TYPE in info.tail.sections]
 
     def _explain(self, error: ChainError) -> None:
         """A missing parent may be one of the objects that could not be read."""
@@ -163,28 +150,35 @@ class Catalog:
                 error.message += f" in a usable state: {reason.message}"
 
 
-def _lists(reader: ImageReader, uuid: UUID) -> bool:
-    return any(row.image == uuid for row in reader.stands_for())
+def scan(store: ObjectStore, *, cache: DerivedCache | None = None, place: str = "") -> Catalog:
+    """Read the tail of every object in ``store``; damaged ones are kept apart, not raised.
 
-
-def scan(store: ObjectStore) -> Catalog:
-    """Read the tail of every object in ``store``; damaged ones are kept apart, not raised."""
+    With ``cache``, tails (under ``place``, where the set is) and tables of chains are kept there; without,
+    everything is read.
+    """
     images: list[ImageInfo] = []
     damaged: list[tuple[ObjectInfo, ImagefsError]] = []
+    memory = TailMemory(cache, place or store.url)
     for found in store.list():
         try:
-            images.append(read_info(store, found.name))
+            tail = memory.get(found) or memory.add(found, _tail(store, found.name))
+            images.append(ImageInfo(found.name, tail))
         except ImagefsError as error:
             damaged.append((found, error))
+    memory.keep()
     images.sort(key=lambda info: (info.created, info.name))
-    return Catalog(store, tuple(images), tuple(damaged), tuple(store.partials()))
+    return Catalog(store, tuple(images), tuple(damaged), tuple(store.partials()), cache)
 
 
 def read_info(store: ObjectStore, name: str) -> ImageInfo:
     """The tail of one object."""
+    return ImageInfo(name, _tail(store, name))
+
+
+def _tail(store: ObjectStore, name: str) -> Tail:
     reader = store.open(name)
     try:
-        return ImageInfo(name, read_tail(reader, name))
+        return read_tail(reader, name)
     finally:
         reader.close()
 

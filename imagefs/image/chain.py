@@ -2,67 +2,99 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterable, Sequence
 from uuid import UUID
 
-from imagefs.errors import ChainError, FormatError
+from imagefs.errors import ChainError, FormatError, StoreError
 from imagefs.format.header import Kind
+from imagefs.format.trailer import StandsFor
 from imagefs.image.reader import ImageReader
 from imagefs.image.runs import RunTable, covers, crop, overlay_all
+from imagefs.image.tail import ImageInfo
 
 #: Longer chains are not believed.
 MAX_LAYERS = 65_536
 
+#: An image, and the images that it says it stands for.
+Candidate = tuple[ImageInfo, Sequence[StandsFor]]
 #: Finds an image by UUID: the image itself first, then any that may stand for it.
-FindImages = Callable[[UUID], list[ImageReader]]
+FindImages = Callable[[UUID], Iterable[Candidate]]
+
+
+class Layers:
+    """The images of a chain from full to leaf, each opened when it is first asked for. Thread-safe."""
+
+    def __init__(self, infos: Sequence[ImageInfo], open_image: Callable[[ImageInfo], ImageReader]) -> None:
+        self.infos = tuple(infos)
+        self._open = open_image
+        self._readers: list[ImageReader | None] = [None] * len(infos)
+        self._lock = threading.Lock()
+        self._closed = False
+
+    def __len__(self) -> int:
+        return len(self.infos)
+
+    def __getitem__(self, number: int) -> ImageReader:
+        """Raises FormatError, IntegrityError, StoreError; IndexError past the leaf."""
+        return self._readers[number] or self._opened(number)
+
+    def _opened(self, number: int) -> ImageReader:
+        with self._lock:
+            reader = self._readers[number]
+            if reader is None:
+                if self._closed:
+                    raise StoreError(f"{self.infos[number].name} is closed")
+                reader = self._readers[number] = self._open(self.infos[number])
+            return reader
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed = True
+            opened = [reader for reader in self._readers if reader is not None]
+        for reader in opened:
+            reader.close()
 
 
 class Chain:
     """Layers from the full image to ``leaf``, and the table of runs they resolve to."""
 
-    def __init__(self, layers: list[ImageReader]) -> None:
+    def __init__(self, layers: Layers, table: RunTable) -> None:
         self.layers = layers
-        self.leaf = layers[-1]
-        self.table: RunTable = _resolve(layers)
+        self.leaf = layers[len(layers) - 1]
+        self.table = table
+
+    @property
+    def infos(self) -> tuple[ImageInfo, ...]:
+        """The images, full first; asking opens none of them."""
+        return self.layers.infos
 
     def close(self) -> None:
-        for layer in self.layers:
-            layer.close()
+        self.layers.close()
 
 
-def open_chain(leaf: ImageReader, find: FindImages) -> Chain:
-    """The chain of ``leaf``; ``find`` gives its ancestors. Closes what it opened when it fails.
+def find_lineage(leaf: ImageInfo, find: FindImages) -> list[ImageInfo]:
+    """The images that ``leaf`` reads through, the full one first and itself last; ``find`` knows the set.
 
     Raises ChainError when a parent is missing or not the one the child was sealed with.
     """
     layers = [leaf]
-    try:
-        while layers[-1].header.parent is not None:
-            if len(layers) >= MAX_LAYERS:
-                raise ChainError(f"{leaf.name}: the chain has more than {MAX_LAYERS} layers")
-            layers.append(find_parent(layers[-1], find))
-        return Chain(layers[::-1])
-    except BaseException:
-        for layer in layers[1:]:
-            layer.close()
-        raise
+    while layers[-1].header.parent is not None:
+        if len(layers) >= MAX_LAYERS:
+            raise ChainError(f"{leaf.name}: the chain has more than {MAX_LAYERS} layers")
+        layers.append(find_parent(layers[-1], find))
+    return layers[::-1]
 
 
-def find_parent(child: ImageReader, find: FindImages) -> ImageReader:
-    """The open parent of ``child``; ChainError when it is missing or not the one it was sealed with."""
+def find_parent(child: ImageInfo, find: FindImages) -> ImageInfo:
+    """The parent of ``child``; ChainError when it is missing or not the one it was sealed with."""
     assert child.header.parent is not None
-    candidates = find(child.header.parent)
-    chosen, reasons = None, []
-    for candidate in candidates:
-        reason = mismatch(child, candidate)
-        if reason:
-            reasons.append(f"{candidate.name} {reason}")
-        if chosen is None and not reason:
-            chosen = candidate
-        else:
-            candidate.close()
-    if chosen is not None:
-        return chosen
+    reasons = []
+    for candidate, stands_for in find(child.header.parent):
+        reason = mismatch(child, candidate, stands_for)
+        if not reason:
+            return candidate
+        reasons.append(f"{candidate.name} {reason}")
     short = child.header.parent.hex[:8]
     if reasons:
         raise ChainError(
@@ -79,14 +111,14 @@ def find_parent(child: ImageReader, find: FindImages) -> ImageReader:
     )
 
 
-def mismatch(child: ImageReader, parent: ImageReader) -> str:
+def mismatch(child: ImageInfo, parent: ImageInfo, stands_for: Sequence[StandsFor]) -> str:
     """Why ``parent`` is not what ``child`` was made from; empty when it is."""
     header = child.header
-    if parent.header.image == header.parent:
-        same = parent.seal == header.parent_seal and parent.summary.view == header.parent_view
+    if parent.uuid == header.parent:
+        same = parent.tail.seal == header.parent_seal and parent.summary.view == header.parent_view
     else:
         wanted = (header.parent, header.parent_seal, header.parent_view)
-        same = any((row.image, row.seal, row.view) == wanted for row in parent.stands_for())
+        same = any((row.image, row.seal, row.view) == wanted for row in stands_for)
         same = same and parent.summary.view == header.parent_view
     if not same:
         return "has another seal"
@@ -99,20 +131,22 @@ def mismatch(child: ImageReader, parent: ImageReader) -> str:
     return ""
 
 
-def _resolve(layers: list[ImageReader]) -> RunTable:
-    tables = [layer.table(number) for number, layer in enumerate(layers)]
-    for lower, upper, table in zip(layers, layers[1:], tables[1:], strict=False):
+def resolve(layers: Layers) -> RunTable:
+    """What the layers show, laid over each other. Opens and reads all of them; FormatError for gaps."""
+    tables = [layers[number].table(number) for number in range(len(layers))]
+    for lower, upper, table in zip(layers.infos, layers.infos[1:], tables[1:], strict=False):
         _check_growth(lower, upper, table)
-    table = crop(overlay_all(tables), layers[-1].chunks)
-    if not covers(table, 0, layers[-1].chunks):
-        raise FormatError(f"{layers[-1].name}: some chunks are in no layer of the chain", image=layers[-1].id)
+    leaf = layers.infos[-1]
+    table = crop(overlay_all(tables), leaf.tail.chunks)
+    if not covers(table, 0, leaf.tail.chunks):
+        raise FormatError(f"{leaf.name}: some chunks are in no layer of the chain", image=leaf.id)
     return table
 
 
-def _check_growth(lower: ImageReader, upper: ImageReader, table: RunTable) -> None:
+def _check_growth(lower: ImageInfo, upper: ImageInfo, table: RunTable) -> None:
     """Absent is allowed only for chunks that lie wholly, and equally long, inside both disks."""
-    if lower.disk_size == upper.disk_size:
+    if lower.summary.disk_size == upper.summary.disk_size:
         return
-    shared = min(lower.disk_size, upper.disk_size) // upper.header.chunk_size
-    if not covers(table, shared, upper.chunks):
+    shared = min(lower.summary.disk_size, upper.summary.disk_size) // upper.header.chunk_size
+    if not covers(table, shared, upper.tail.chunks):
         raise FormatError(f"{upper.name}: chunks past the parent's disk are missing", image=upper.id)

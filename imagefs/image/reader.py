@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import TypeVar
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -13,27 +11,18 @@ from imagefs.block.cache import BlockCache
 from imagefs.errors import ImagefsError, IntegrityError, StoreError
 from imagefs.format.codec import FRAME_SIZE, decompress, digest_of
 from imagefs.format.extents import I64, Runs, decode_runs
-from imagefs.format.fields import MAX_CHUNK_SIZE, TAIL_SIZE, check
-from imagefs.format.header import PREAMBLE, Header, decode_header, header_length
+from imagefs.format.fields import MAX_CHUNK_SIZE, check
 from imagefs.format.index import DirectoryEntry, Rows, decode_block, decode_directory
 from imagefs.format.trailer import (
     DIRECTORY,
     EXTENTS,
-    FOOTER_SIZE,
-    HEADER_COPY,
     RANGES,
     STANDS_FOR_TYPE,
-    SUMMARY_TYPE,
-    Section,
     StandsFor,
-    Summary,
-    decode_footer,
     decode_stands_for,
-    decode_summary,
-    decode_table,
-    seal_of,
 )
 from imagefs.image.runs import RunTable, child_table, full_table
+from imagefs.image.tail import Tail, check_tail, checked, named, read_tail
 from imagefs.interfaces import Reader, State
 
 #: Resident index blocks of one chain, in bytes.
@@ -43,92 +32,24 @@ MAX_SPAN = 4 * 1024 * 1024
 #: A list of extents longer than this is not believed (it would be 64 million runs).
 MAX_SECTION = 2**30
 
-Value = TypeVar("Value")
 IndexCache = BlockCache[tuple[bytes, int], Rows]
-
-
-@dataclass(frozen=True, slots=True)
-class Tail:
-    """What the last 64 KiB of an image tell: everything a listing needs, sealed."""
-
-    header: Header
-    header_bytes: bytes
-    summary: Summary
-    seal: bytes
-    sections: dict[bytes, Section]
-    size: int
-
-    @property
-    def id(self) -> str:
-        return self.header.id
-
-    @property
-    def chunks(self) -> int:
-        return -(-self.summary.disk_size // self.header.chunk_size)
-
-
-def read_tail(reader: Reader, name: str = "") -> Tail:
-    """The tail of the image in ``reader``, checked against its seal. Costs one read.
-
-    Raises FormatError for what is no image, IntegrityError for a damaged one; both name ``name``.
-    """
-    return named(name, lambda: _read_tail(reader))
-
-
-def _read_tail(reader: Reader) -> Tail:
-    start = max(0, reader.size - TAIL_SIZE)
-    tail = reader.read_at(start, TAIL_SIZE)
-    check(len(tail) >= FOOTER_SIZE, "too short to be an imagefs image")
-    try:
-        footer = decode_footer(tail[-FOOTER_SIZE:], reader.size)
-    except ImagefsError:
-        # Something that never was an image deserves that answer, not one about its footer.
-        header_length(reader.read_at(0, PREAMBLE.size))
-        raise
-    table = tail[footer.table_offset - start : -FOOTER_SIZE]
-    sections = {part.type: part for part in decode_table(table, footer.table_offset)}
-    parts = {}
-    for type_ in (HEADER_COPY, SUMMARY_TYPE):
-        check(type_ in sections, f"the image has no section {type_.decode()}")
-        part = sections[type_]
-        check(part.offset >= start, f"section {type_.decode()} lies outside the tail")
-        parts[type_] = _checked(part, tail[part.offset - start : part.offset - start + part.length])
-    if seal_of(parts[HEADER_COPY], table) != footer.seal:
-        raise IntegrityError("the seal does not match")
-    header = decode_header(parts[HEADER_COPY])
-    check(header.image == footer.image, "header and footer name different images")
-    summary = decode_summary(parts[SUMMARY_TYPE])
-    return Tail(header, parts[HEADER_COPY], summary, footer.seal, sections, reader.size)
-
-
-def named(name: str, work: Callable[[], Value]) -> Value:
-    """``work()``, with the image's name put before what it raises."""
-    try:
-        return work()
-    except ImagefsError as error:
-        if name and not isinstance(error, StoreError) and "image" not in error.data:
-            error.message = f"{name}: {error.message}"
-            error.data["image"] = name
-        raise
-
-
-def _checked(section: Section, data: bytes) -> bytes:
-    if len(data) != section.length or digest_of(data) != section.digest:
-        name = section.type.decode("ascii", "replace")
-        raise IntegrityError(f"the digest of section {name} does not match", offset=section.offset)
-    return data
 
 
 class ImageReader:
     """An open image. Thread-safe; owns ``reader``.
 
-    ``cache`` holds index blocks and may be shared by the layers of a chain.
+    ``cache`` holds index blocks and may be shared by the layers of a chain. ``tail`` is what was read
+    of the image before; the object is held against it.
     """
 
-    def __init__(self, reader: Reader, name: str, *, cache: IndexCache | None = None) -> None:
+    def __init__(
+        self, reader: Reader, name: str, *, tail: Tail | None = None, cache: IndexCache | None = None
+    ) -> None:
         self._reader = reader
         self.name = name
-        self.tail = read_tail(reader, name)
+        if tail is not None:
+            check_tail(reader, tail, name)
+        self.tail = tail or read_tail(reader, name)
         self.header, self.summary, self.seal = self.tail.header, self.tail.summary, self.tail.seal
         self._cache = cache if cache is not None else index_cache()
         self.directory: list[DirectoryEntry] = named(name, self._open)
@@ -182,7 +103,7 @@ class ImageReader:
         if part is None:
             return b""
         check(part.length <= MAX_SECTION, f"section {type_.decode('ascii', 'replace')} is impossibly long")
-        return _checked(part, self._reader.read_at(part.offset, part.length))
+        return checked(part, self._reader.read_at(part.offset, part.length))
 
     def extents(self) -> Runs:
         """Zero, skipped and unreadable runs, in chunks."""

@@ -222,7 +222,7 @@ def _is_shown(disk: DiskImage, finding: Finding) -> bool:
     """Whether what the finding is about is what this image shows there."""
     if finding.chunk is None:
         return finding.image == disk.id
-    layers = [layer.id for layer in disk.disk.chain.layers]
+    layers = [layer.id for layer in disk.disk.chain.infos]
     run = disk.disk.run_of(finding.chunk) if finding.chunk * disk.disk.chunk_size < disk.size else None
     return run is not None and run.state is State.STORED and layers[run.layer] == finding.image
 

@@ -13,6 +13,8 @@ import errno
 import fcntl
 import os
 import stat
+import threading
+from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,6 +28,8 @@ LOCK_NAME = ".lock"
 BUFFER = 1024 * 1024
 #: What has been written so far is sent on its way to the disk each time so much has come together.
 WRITEBACK = 16 * 1024 * 1024
+#: Files that the readers of one store keep open: a chain may have more layers than a process may have files.
+MAX_OPEN = 256
 #: writev takes no more buffers at once (IOV_MAX).
 MAX_PARTS = 1024
 AT_FDCWD = -100
@@ -37,12 +41,14 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 class LocalStore:
     """Objects are the regular files of ``folder`` whose names end in ``suffix``.
 
-    ``folder`` need not exist to be listed as empty; ``make`` makes it (0700), never its parents.
+    ``folder`` need not exist to be listed as empty; ``make`` makes it (0700), never its parents. Its readers
+    have ``max_open`` files open at once, whatever their number.
     """
 
-    def __init__(self, folder: str | Path, *, suffix: str = "") -> None:
+    def __init__(self, folder: str | Path, *, suffix: str = "", max_open: int = MAX_OPEN) -> None:
         self.folder = Path(folder)
         self.suffix = suffix
+        self._files = OpenFiles(max_open)
 
     @property
     def url(self) -> str:
@@ -73,7 +79,7 @@ class LocalStore:
         return self._scan(self.suffix + PARTIAL)
 
     def open(self, name: str, /) -> LocalReader:
-        return LocalReader(self._path(name))
+        return LocalReader(self._path(name), self._files)
 
     def create(self, name: str, /) -> LocalWriter:
         path = self._path(name)
@@ -84,7 +90,7 @@ class LocalStore:
         return LocalWriter(path, owner=self.folder)
 
     def open_partial(self, name: str, /) -> LocalReader:
-        return LocalReader(self._path(name))
+        return LocalReader(self._path(name), self._files)
 
     def reopen(self, name: str, size: int, /) -> LocalWriter:
         path = self._path(name.removesuffix(PARTIAL))
@@ -153,45 +159,131 @@ class LocalStore:
                     continue
                 raise _failed("list", Path(entry.path), error) from error
             if stat.S_ISREG(facts.st_mode):
-                yield ObjectInfo(entry.name, facts.st_size, facts.st_mtime_ns)
+                yield ObjectInfo(entry.name, facts.st_size, facts.st_mtime_ns, facts.st_ino)
+
+
+class OpenFiles:
+    """Keeps at most ``limit`` files of its readers open and closes what was read longest ago.
+
+    A file is never closed while it is read; with more reads at once than ``limit`` there are more for a
+    moment. Thread-safe; no lock is held while a file is opened or read.
+    """
+
+    def __init__(self, limit: int = MAX_OPEN) -> None:
+        self._limit = limit
+        self._lock = threading.Lock()
+        self._count = 0
+        self._idle: OrderedDict[LocalReader, None] = OrderedDict()
+
+    def take(self, reader: LocalReader) -> int:
+        """The descriptor of ``reader``, to be given back. Raises OSError, StoreError."""
+        with self._lock:
+            if reader.fd >= 0:
+                self._idle.pop(reader, None)
+                reader.users += 1
+                return reader.fd
+            self._count += 1
+            while self._count > self._limit and self._idle:
+                self._close(self._idle.popitem(last=False)[0])
+        try:
+            fd = reader.open()
+        except BaseException:
+            with self._lock:
+                self._count -= 1
+            raise
+        with self._lock:
+            if reader.fd >= 0:  # another thread was quicker
+                os.close(fd)
+                self._count -= 1
+            else:
+                reader.fd = fd
+            reader.users += 1
+            return reader.fd
+
+    def give(self, reader: LocalReader) -> None:
+        with self._lock:
+            reader.users -= 1
+            if reader.users:
+                return
+            if reader.closed or self._count > self._limit:
+                self._close(reader)
+            else:
+                self._idle[reader] = None
+
+    def close(self, reader: LocalReader) -> None:
+        """For good; what reads it now ends first."""
+        with self._lock:
+            reader.closed = True
+            if self._idle.pop(reader, self) is None:
+                self._close(reader)
+
+    def _close(self, reader: LocalReader) -> None:
+        os.close(reader.fd)
+        reader.fd = -1
+        self._count -= 1
 
 
 class LocalReader:
-    """A finished object, or any image file, read with pread."""
+    """A finished object, or any image file, read with pread.
 
-    def __init__(self, path: str | Path) -> None:
+    ``files`` keeps its descriptor, may close it when it is not in use, and opens it again for the next read.
+    ``fd``, ``users`` and ``closed`` are for ``files`` alone.
+    """
+
+    def __init__(self, path: str | Path, files: OpenFiles | None = None) -> None:
         self.path = Path(path)
+        self.fd, self.users, self.closed = -1, 0, False
+        self._files = files or OpenFiles()
+        self._identity: tuple[int, ...] = ()
         try:
-            # Without O_NONBLOCK a pipe of that name would wait for a writer.
-            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            facts = os.fstat(self._files.take(self))
         except OSError as error:
             raise _failed("open", self.path, error) from error
-        facts = os.fstat(self._fd)
-        if not stat.S_ISREG(facts.st_mode):
-            os.close(self._fd)
-            raise StoreError(f"{path} is not a regular file", path=str(path))
+        self._files.give(self)
         self.size = facts.st_size
         self.mtime_ns = facts.st_mtime_ns
 
+    def open(self) -> int:
+        """A new descriptor of the same file as before; for ``files``."""
+        # Without O_NONBLOCK a pipe of that name would wait for a writer.
+        fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        facts = os.fstat(fd)
+        identity = (facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns)
+        if not stat.S_ISREG(facts.st_mode):
+            os.close(fd)
+            raise StoreError(f"{self.path} is not a regular file", path=str(self.path))
+        if self._identity not in ((), identity):
+            os.close(fd)
+            raise StoreError(f"{self.path} was replaced while it was in use", path=str(self.path))
+        self._identity = identity
+        return fd
+
     def read_at(self, offset: int, length: int, /) -> bytes:
         count = clamp(self.size, offset, length)
-        if self._fd < 0:
+        if self.closed:
             raise StoreError(f"{self.path} is closed")
         try:
-            data = os.pread(self._fd, count, offset)
-            while len(data) < count:
-                more = os.pread(self._fd, count - len(data), offset + len(data))
-                if not more:
-                    raise StoreError(f"{self.path} became shorter while it was read", path=str(self.path))
-                data += more
+            fd = self._files.take(self)
+        except OSError as error:
+            raise _failed("open", self.path, error) from error
+        try:
+            return self._read(fd, count, offset)
         except OSError as error:
             raise _failed("read", self.path, error) from error
+        finally:
+            self._files.give(self)
+
+    def _read(self, fd: int, count: int, offset: int) -> bytes:
+        data = os.pread(fd, count, offset)
+        while len(data) < count:
+            more = os.pread(fd, count - len(data), offset + len(data))
+            if not more:
+                raise StoreError(f"{self.path} became shorter while it was read", path=str(self.path))
+            data += more
         return data
 
     def close(self) -> None:
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            os.close(fd)
+        self._files.close(self)
 
 
 class LocalWriter:
