@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from imagefs.cli.text import time_json
 from imagefs.image.catalog import ImageInfo
 from imagefs.image.disk import VirtualDisk
 from imagefs.image.runs import RunTable
 from imagefs.interfaces import State
-from imagefs.ops.diskimage import DiskImage
-from imagefs.ops.source import describe_volumes
+
+if TYPE_CHECKING:
+    from imagefs.ops.diskimage import DiskImage
 
 #: What the summary says of the source, in the words of the command line (FORMAT.md, 6).
 CONSISTENCY = {0: "none", 1: "offline", 2: "snapshot", 3: "none"}
@@ -62,6 +63,8 @@ def unreadable_bytes(info: ImageInfo) -> int:
 
 def image_document(image: DiskImage, folder: str) -> dict[str, Any]:
     """Every fact of one image: header, summary, chain, states and volumes."""
+    from imagefs.ops.source import describe_volumes  # with all that knows volumes; `list` does not need it
+
     info, disk, lost = image.info, image.disk, unreadable_ranges(image)
     header, summary = info.header, info.summary
     return image_row(info, folder) | {

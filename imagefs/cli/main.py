@@ -43,7 +43,7 @@ SWITCH_SECONDS = 0.0005
 #: would take is the import of the others.
 COMMANDS = {
     "capture": ("imagefs.cli.capture", "capture"),
-    "list": ("imagefs.cli.sets", "list_command"),
+    "list": ("imagefs.cli.listing", "list_command"),
     "info": ("imagefs.cli.sets", "info"),
     "verify": ("imagefs.cli.sets", "verify"),
     "delete": ("imagefs.cli.sets", "delete"),

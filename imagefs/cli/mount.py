@@ -229,11 +229,8 @@ def _options(
 
 
 def start(console: Console, image: str, directory: str, wishes: Wishes) -> None:
-    """Mount in the background. The image is opened here first: what is wrong with it is said here."""
-    catalog, info = choose_image(console, image)
-    open_disk(catalog, info).close()
-    # The very image chosen now is mounted, even if a newer one appears meanwhile.
-    chosen = os.path.join(catalog.store.url, info.name)
+    """Mount in the background. What is wrong with the image is found there, and said here."""
+    chosen = _choose(console, image)
 
     def command(descriptor: int) -> list[str]:
         words = ["mount", "--foreground", *wishes.words(), READY_OPTION, str(descriptor)]
@@ -241,6 +238,14 @@ def start(console: Console, image: str, directory: str, wishes: Wishes) -> None:
 
     pid = mount_background(command, log=_log_path(resolve(directory)))
     console.document({"directory": resolve(directory), "image": chosen, "pid": pid})
+
+
+def _choose(console: Console, image: str) -> str:
+    """The file to mount. The very image chosen now is mounted, even if a newer one appears meanwhile."""
+    if os.path.isfile(image):
+        return image
+    catalog, info = choose_image(console, image)
+    return os.path.join(catalog.store.url, info.name)
 
 
 def _log_path(directory: str) -> Path:

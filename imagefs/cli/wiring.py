@@ -9,14 +9,17 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import tzinfo
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from imagefs.cli.console import Console, cache_folder, default_set
 from imagefs.cli.text import age_text, time_text
 from imagefs.errors import FormatError, StoreError, UsageError
 from imagefs.image.catalog import SUFFIX, Catalog, ImageInfo, read_info, scan
 from imagefs.image.select import select
-from imagefs.ops.diskimage import DiskImage
 from imagefs.store import CacheFolder, LocalStore
+
+if TYPE_CHECKING:
+    from imagefs.ops.diskimage import DiskImage
 
 #: How a set is looked at: ``look_at``, or ``scan`` where nothing remembered will do.
 Look = Callable[[LocalStore], Catalog]
@@ -96,6 +99,8 @@ def _named(path: Path, look: Look) -> tuple[Catalog, ImageInfo]:
 
 def open_disk(catalog: Catalog, info: ImageInfo, *, cache_bytes: int | None = None) -> DiskImage:
     """The virtual disk of ``info`` with its volumes and file systems."""
+    from imagefs.ops.diskimage import DiskImage  # `list` does not need it
+
     disk = catalog.open_disk(info, **({"cache_bytes": cache_bytes} if cache_bytes else {}))
     return DiskImage(disk, info)
 

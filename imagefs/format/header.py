@@ -49,6 +49,9 @@ class Mode(enum.IntEnum):
     USED = 2
 
 
+_KINDS, _MODES = frozenset(Kind), frozenset(Mode)
+
+
 @dataclass(frozen=True, slots=True)
 class Header:
     """Everything a reader must know first. ``created`` is ns since 1970 UTC, sizes are bytes.
@@ -130,10 +133,23 @@ def decode_header(data: bytes) -> Header:
     check(len(data) == length, f"the header is cut short at {len(data)} of {length} bytes")
     check_crc(data[: -CRC.size], CRC.unpack(data[-CRC.size :])[0], "header")
     _, _, _, _, incompatible, compatible = PREAMBLE.unpack_from(data)
-    (image, set_, parent, seal, view, created, chunk_size, sector_size, kind, mode, digest, codec, level) = (
-        FIXED.unpack_from(data, PREAMBLE.size)[:13]
-    )
-    reserved, encryption, facts_length, reserved2 = FIXED.unpack_from(data, PREAMBLE.size)[13:]
+    (
+        image,
+        set_,
+        parent,
+        seal,
+        view,
+        created,
+        chunk_size,
+        sector_size,
+        kind,
+        mode,
+        digest,
+        codec,
+        level,
+        *rest,
+    ) = FIXED.unpack_from(data, PREAMBLE.size)
+    reserved, encryption, facts_length, reserved2 = rest
     check(not any(reserved + encryption) and reserved2 == 0, "reserved header fields are in use")
     check_values(kind, mode, digest, codec, sector_size)
     check_chunk_size(chunk_size)
@@ -161,8 +177,8 @@ def decode_header(data: bytes) -> Header:
 
 
 def check_values(kind: int, mode: int, digest: int, codec: int, sector_size: int) -> None:
-    check(kind in set(Kind), f"image kind {kind} is unknown")
-    check(mode in set(Mode), f"capture mode {mode} is unknown")
+    check(kind in _KINDS, f"image kind {kind} is unknown")
+    check(mode in _MODES, f"capture mode {mode} is unknown")
     check(digest == DIGEST_BLAKE3, f"digest {digest} is unknown")
     check(codec in (CODEC_RAW, CODEC_ZSTD), f"codec {codec} is unknown")
     sane = 512 <= sector_size <= 65536 and sector_size & (sector_size - 1) == 0
