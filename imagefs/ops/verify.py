@@ -329,7 +329,7 @@ def compare(
         message = f"{name} has {other.size} bytes, the image {disk.size}"
         yield Finding("error", "size", message, image)
     end = min(disk.size, other.size)
-    batches = _ranges(disk, end)
+    batches = _ranges(disk, other, end)
 
     left_out = _left_out(disk)
 
@@ -376,14 +376,18 @@ def _blanked(data: bytes, offset: int, left_out: Skips) -> bytes:
     return bytes(changed)
 
 
-def _ranges(disk: VirtualDisk | Reader, end: int) -> Iterator[tuple[int, int]]:
-    """(offset, length) pieces of at most a batch, without what was not captured."""
+def _ranges(disk: VirtualDisk | Reader, other: Reader, end: int) -> Iterator[tuple[int, int]]:
+    """(offset, length) pieces of at most a batch, without what was not captured or is a hole in both."""
     for extent in extents_of(disk, 0, end):
         if extent.state in (State.SKIPPED, State.UNREADABLE):
             continue
-        stop = extent.offset + extent.length
-        for offset in range(extent.offset, stop, BATCH_BYTES):
-            yield offset, min(BATCH_BYTES, stop - offset)
+        beside = (extent,) if extent.state is State.STORED else extents_of(other, extent.offset, extent.length)
+        for part in beside:
+            if part.state is not State.STORED:
+                continue
+            stop = part.offset + part.length
+            for offset in range(part.offset, stop, BATCH_BYTES):
+                yield offset, min(BATCH_BYTES, stop - offset)
 
 
 def _differences(one: bytes, other: bytes, offset: int) -> list[tuple[int, int]]:
