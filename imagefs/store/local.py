@@ -47,6 +47,8 @@ class LocalStore:
 
     def __init__(self, folder: str | Path, *, suffix: str = "", max_open: int = MAX_OPEN) -> None:
         self.folder = Path(folder)
+        #: Where it is whatever becomes of the current directory: layers are opened when they are read.
+        self._place = os.path.abspath(folder)
         self.suffix = suffix
         self._files = OpenFiles(max_open)
 
@@ -79,7 +81,7 @@ class LocalStore:
         return self._scan(self.suffix + PARTIAL)
 
     def open(self, name: str, /) -> LocalReader:
-        return LocalReader(self._path(name), self._files)
+        return LocalReader(Path(self._place, self._path(name).name), self._files)
 
     def create(self, name: str, /) -> LocalWriter:
         path = self._path(name)

@@ -123,3 +123,16 @@ def test_a_file_that_went_away_is_told_and_others_go_on(tmp_path: Path) -> None:
         with pytest.raises(StoreError, match="No such file"):
             first.read_at(0, 10)
         assert second.read_at(0, 10) == noise(2000, 1)[:10]
+
+
+def test_a_store_stays_where_it_was_when_the_process_goes_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mount in the background leaves its directory, and opens layers after that."""
+    store_of(tmp_path / "set", 3, max_open=1)
+    monkeypatch.chdir(tmp_path)
+    store = LocalStore("set", max_open=1)
+    first = store.open("000")
+    monkeypatch.chdir("/")
+    assert store.open("001").read_at(0, 10) == noise(2000, 1)[:10]
+    assert first.read_at(0, 10) == noise(2000, 0)[:10]
