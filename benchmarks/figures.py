@@ -24,11 +24,14 @@ from benchmarks.mounts import (
     random_rate,
     sequential_rate,
 )
+from benchmarks.scale import GiantSet, giant_set
 from benchmarks.workshop import Workshop
 from imagefs.block.devices import open_source
 from imagefs.ops.usedblocks import find_skips
 
 MEMORY_LIMIT = 400_000_000
+#: MB that opening, listing and mounting a giant image may take.
+SCALE_MEMORY = 300.0
 _SEED = 42
 _READS = {1: 20_000, 8: 40_000}
 _READS_QUICK = {1: 2_000, 8: 8_000}
@@ -243,6 +246,39 @@ def chain(shop: Workshop) -> Iterator[Row]:
             yield _reads("chain", f"{name}, 30 incrementals", nobody, values, "full", "the full alone", 0.9)
 
 
+def scale(shop: Workshop) -> Iterator[Row]:
+    """An 8 TiB image and 1,000 incrementals of it, beside the bounds that were set."""
+    giant = giant_set(shop.cache, shop.work / "home", quick=shop.shape.name == "quick")
+    for name, image, first, then in (
+        ("8 TiB", giant.full, 0.5, 0.5),
+        ("8 TiB, 1,000 incrementals", giant.folder, 3.0, 0.5),
+    ):
+        values: dict[str, list[float]] = {}
+        for _ in range(shop.runs):
+            for key, value in _scale_run(giant, image, shop, name):
+                values.setdefault(key, []).append(value)
+        for key, mine in values.items():
+            unit = "MB" if "memory" in key else "s"
+            wanted = SCALE_MEMORY if unit == "MB" else first if "first time" in key else then
+            yield Figure("scale", f"{name}: {key}", "the bound", unit, tuple(mine), (wanted,), 1.0)
+
+
+def _scale_run(giant: GiantSet, image: Path, shop: Workshop, name: str) -> Iterator[tuple[str, float]]:
+    """One round, first as a new user and then as one who was there before."""
+    giant.forget()
+    for when in (", first time", ""):
+        yield f"open, interpreter running{when}", giant.open_seconds(image)
+        if when:
+            giant.forget()
+        yield f"info{when}", shop.timed(f"info of {name}", giant.run("info", image))
+    yield "ls", shop.timed(f"ls of {name}", giant.run("ls", image))
+    yield "list", shop.timed(f"list of {name}", giant.run("list", giant.folder))
+    with giant.mounted(image) as (seconds, peak):
+        yield "mount", seconds
+        yield "memory of the mount", peak / 1e6
+    yield "memory of the commands", shop.peaks[f"info of {name}"] / 1e6
+
+
 def memory(shop: Workshop) -> Iterator[Row]:
     """Peak memory of all that was run so far."""
     for verb, peak in sorted(shop.peaks.items()):
@@ -264,6 +300,7 @@ GROUPS: dict[str, Group] = {
     "restore": restore,
     "read": read,
     "chain": chain,
+    "scale": scale,
     "memory": memory,
 }
 

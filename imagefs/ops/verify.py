@@ -381,7 +381,9 @@ def _ranges(disk: VirtualDisk | Reader, other: Reader, end: int) -> Iterator[tup
     for extent in extents_of(disk, 0, end):
         if extent.state in (State.SKIPPED, State.UNREADABLE):
             continue
-        beside = (extent,) if extent.state is State.STORED else extents_of(other, extent.offset, extent.length)
+        beside = (
+            (extent,) if extent.state is State.STORED else extents_of(other, extent.offset, extent.length)
+        )
         for part in beside:
             if part.state is not State.STORED:
                 continue

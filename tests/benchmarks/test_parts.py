@@ -191,7 +191,7 @@ def test_missing_peers_are_named_before_anything_is_built(
 
 def test_every_group_of_the_issue_is_there() -> None:
     capture = ["capture", "incremental", "used", "again", "forensic"]
-    assert list(GROUPS) == [*capture, "verify", "restore", "read", "chain", "memory"]
+    assert list(GROUPS) == [*capture, "verify", "restore", "read", "chain", "scale", "memory"]
 
 
 def _different(one: Path, other: Path, unit: int) -> set[int]:
