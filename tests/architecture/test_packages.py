@@ -16,8 +16,8 @@ CALLS = {"need_tool", "run_tool", "tool_text"}
 UNTRUE = {"tests/fixtures/test_oracles.py", "tests/fixtures/test_parts.py", "tests/fixtures/test_build.py"}
 
 #: On every Debian and Ubuntu, the smallest container included.
-ESSENTIAL = {"coreutils", "dash", "diffutils", "findutils", "mount", "util-linux"}
-OF_ESSENTIAL = {"cat", "chmod", "cp", "dd", "diff", "ls", "mount", "sh", "sleep", "stat", "true", "find"}
+ESSENTIAL = {"coreutils", "dash", "diffutils", "findutils", "mount", "tar", "util-linux"}
+OF_ESSENTIAL = {"cat", "chmod", "cp", "dd", "diff", "ls", "mount", "sh", "sleep", "stat", "tar", "true", "find"}
 
 
 def listed(name: str) -> set[str]:
