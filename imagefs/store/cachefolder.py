@@ -42,10 +42,17 @@ class CacheFolder:
 
     def put(self, name: str, parts: Iterable[bytes], /) -> None:
         with contextlib.suppress(OSError):
-            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._make()
             with self._opened() as folder:
                 _write(folder, name, parts)
                 self._evict(folder, keep=name)
+
+    def _make(self) -> None:
+        """Root makes nothing in the home of another, who could not use it then (sudo may keep HOME)."""
+        above = next(place for place in (self.folder, *self.folder.parents) if place.exists())
+        if os.geteuid() == 0 and above.stat().st_uid != 0:
+            raise PermissionError(f"{above} is another user's")
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     @contextlib.contextmanager
     def _opened(self) -> Iterator[int]:

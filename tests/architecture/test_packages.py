@@ -17,7 +17,21 @@ UNTRUE = {"tests/fixtures/test_oracles.py", "tests/fixtures/test_parts.py", "tes
 
 #: On every Debian and Ubuntu, the smallest container included.
 ESSENTIAL = {"coreutils", "dash", "diffutils", "findutils", "mount", "tar", "util-linux"}
-OF_ESSENTIAL = {"cat", "chmod", "cp", "dd", "diff", "ls", "mount", "sh", "sleep", "stat", "tar", "true", "find"}
+OF_ESSENTIAL = {
+    "cat",
+    "chmod",
+    "cp",
+    "dd",
+    "diff",
+    "ls",
+    "mount",
+    "sh",
+    "sleep",
+    "stat",
+    "tar",
+    "true",
+    "find",
+}
 
 
 def listed(name: str) -> set[str]:

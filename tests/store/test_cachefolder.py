@@ -61,6 +61,15 @@ def test_nor_what_is_another_users(tmp_path: Path) -> None:
     assert cache.get("a", 100) is None
 
 
+@root_only
+def test_root_makes_no_folder_in_the_home_of_another(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    os.chown(home, 65534, 65534)
+    CacheFolder(home / ".cache" / "imagefs").put("a", (b"x",))
+    assert os.listdir(home) == []
+
+
 def test_links_pipes_and_folders_are_not_followed(tmp_path: Path) -> None:
     cache = CacheFolder(tmp_path / "cache")
     cache.put("a", (b"x",))
