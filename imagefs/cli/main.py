@@ -51,6 +51,7 @@ COMMANDS = {
     "clone": ("imagefs.cli.transfer", "clone"),
     "mount": ("imagefs.cli.mount", "mount"),
     "umount": ("imagefs.cli.mount", "umount"),
+    "nbd": ("imagefs.cli.nbd", "nbd"),
     "ls": ("imagefs.cli.browse", "ls"),
     "cat": ("imagefs.cli.browse", "cat"),
     "stat": ("imagefs.cli.browse", "stat"),
