@@ -93,21 +93,30 @@ def listen_tcp(address: str, *, remote: bool) -> Listener:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except OSError as error:
         raise ServeError(f"{host} is not known here: {error.strerror}") from error
-    family, _, _, _, place = found[0]
-    if not remote and not ipaddress.ip_address(str(place[0]).split("%")[0]).is_loopback:
+    places = [(family, place) for family, _, _, _, place in found]
+    if not remote and not all(_is_loopback(str(place[0])) for _, place in places):
         raise UsageError(
             f"{address} can be reached from other machines, and whoever reaches it reads the disk",
             hint="listen on localhost, or add --allow-remote",
         )
-    made = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        made.bind(place)
-        made.listen(BACKLOG)
-    except OSError as error:
-        made.close()
-        raise ServeError(f"cannot listen on {address}: {error.strerror}") from error
-    return Listener(made)
+    reason = ""
+    for family, place in places:  # localhost may be IPv6 first on a machine that has none
+        made = None
+        try:
+            made = socket.socket(family, socket.SOCK_STREAM)
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            made.bind(place)
+            made.listen(BACKLOG)
+            return Listener(made)
+        except OSError as error:
+            reason = reason or error.strerror or str(error)
+            if made is not None:
+                made.close()
+    raise ServeError(f"cannot listen on {address}: {reason}")
+
+
+def _is_loopback(address: str) -> bool:
+    return ipaddress.ip_address(address.split("%")[0]).is_loopback
 
 
 def parse_address(text: str) -> tuple[str, int]:

@@ -184,7 +184,7 @@ class Request:
 def parse_client_flags(data: bytes) -> HandshakeFlag:
     """Four bytes → flags. Raises Violation for any we have not offered."""
     (number,) = _U32.unpack(data)
-    if number & ~(HandshakeFlag.FIXED_NEWSTYLE | HandshakeFlag.NO_ZEROES):
+    if number & ~int(HandshakeFlag.FIXED_NEWSTYLE | HandshakeFlag.NO_ZEROES):
         raise Violation(f"unknown client flags {number:#x}")
     return HandshakeFlag(number)
 

@@ -70,7 +70,7 @@ class _Answers:
             raise _Refused(Error.INVAL, f"command {request.command} was not agreed on")
 
     def _check(self, request: Request, allowed: int) -> None:
-        if request.flags & ~allowed:
+        if request.flags & ~int(allowed):  # ~ of a flag itself knows only its siblings
             raise _Refused(Error.INVAL, f"flags {request.flags:#x} do not go with command {request.command}")
         if request.length == 0:
             raise _Refused(Error.INVAL, "nothing was asked for")
@@ -100,15 +100,15 @@ class _Answers:
         to know, and again (mostly from the cache) to send. If that fails, only hanging up is left."""
         pieces = list(_cut(request.offset, request.length))
         try:
-            held = [self._reader.read_at(*piece) for piece in pieces[:1]]
+            held = [self._bytes(*piece) for piece in pieces[:1]]
             for piece in pieces[1:]:
-                self._reader.read_at(*piece)
+                self._bytes(*piece)
         except Exception as error:
             raise self._failed(*pieces[0], error) from error
         self._stream.send(protocol.simple_reply(request.cookie) + held[0])
         for piece in pieces[1:]:
             try:
-                data = self._reader.read_at(*piece)
+                data = self._bytes(*piece)
             except Exception as error:
                 raise Violation(str(self._failed(*piece, error))) from error
             self._stream.send(data)
@@ -125,7 +125,7 @@ class _Answers:
     def _data(self, offset: int, length: int) -> Iterator[tuple[ChunkType, bytes]]:
         """One piece as data; where it cannot be read as such, block by block."""
         try:
-            data = self._reader.read_at(offset, length)
+            data = self._bytes(offset, length)
         except Exception:  # told below, by the block that is bad
             for block in _cut(offset, length, self._session.export.block_size):
                 yield self._whole(*block)
@@ -135,11 +135,18 @@ class _Answers:
     def _whole(self, offset: int, length: int) -> tuple[ChunkType, bytes]:
         """One chunk: all of it as data, or an error at its offset."""
         try:
-            data = self._reader.read_at(offset, length)
+            data = self._bytes(offset, length)
         except Exception as error:
             failed = self._failed(offset, length, error)
             return ChunkType.ERROR_OFFSET, protocol.error_payload(failed.error, str(failed), offset)
         return ChunkType.OFFSET_DATA, protocol.data_payload(offset, data)
+
+    def _bytes(self, offset: int, length: int) -> bytes:
+        """What a Reader gives, and not a byte less: the client would take what follows for data."""
+        data = self._reader.read_at(offset, length)
+        if len(data) != length:
+            raise RuntimeError(f"{len(data)} bytes instead of {length} at {offset}")
+        return data
 
     def _send_chunks(self, request: Request, chunks: Iterator[tuple[ChunkType, bytes]]) -> None:
         """Send them as they come; the last one says that it is."""
