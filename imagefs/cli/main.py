@@ -52,6 +52,7 @@ COMMANDS = {
     "mount": ("imagefs.cli.mount", "mount"),
     "umount": ("imagefs.cli.mount", "umount"),
     "nbd": ("imagefs.cli.nbd", "nbd"),
+    "boot-test": ("imagefs.cli.boottest", "boot_test"),
     "ls": ("imagefs.cli.browse", "ls"),
     "cat": ("imagefs.cli.browse", "cat"),
     "stat": ("imagefs.cli.browse", "stat"),
