@@ -36,7 +36,8 @@ OVMF = (
 #: Not every KVM that is there works (tried: one under which SeaBIOS stops before it boots): one that has
 #: not come to booting after this many seconds is given up for TCG, which needs about five.
 KVM_PATIENCE = 20.0
-_BEAT = 0.2
+#: Seconds between two looks at what was printed, and at a BIOS' screen, which takes qemu some work.
+_BEAT, _LOOK = 0.2, 1.0
 #: Of what is printed, the beginning and the end are kept.
 _HEAD, _TAIL = 64 * 1024, 192 * 1024
 _SECTOR = 512
@@ -52,12 +53,13 @@ _MAX_PICTURE = 64 * 1024 * 1024
 @dataclass(frozen=True, slots=True)
 class Plan:
     """What to boot and for how long. ``socket`` and ``export`` name the disk; ``until`` ends the run when it
-    appears on the console; ``folder`` takes what qemu writes, and belongs to the caller."""
+    appears; ``folder`` takes what qemu writes, and belongs to the caller."""
 
     socket: str
     export: str
     firmware: Firmware
     sector_size: int
+    boot_sector: bytes
     seconds: float
     until: str
     folder: str
@@ -180,19 +182,22 @@ class _Run:
         self, qmp: Qmp, debug: _Transcript, console: _Transcript, end: float, patient_until: float
     ) -> str:
         """Wait for whatever ends the run first, and say what it was."""
+        plan, screen, next_look = self._plan, "", 0.0
         while True:
             event = qmp.event(_BEAT) or {}
-            said = console.text()
-            self.stage = stage_of(self._plan.firmware, debug.text(), said)
-            if self._plan.until and self._plan.until in said:
-                return f"{self._plan.until!r} appeared on the console"
+            now = time.monotonic()
+            if self.stage is Stage.STARTED and plan.firmware is Firmware.BIOS and now > next_look:
+                screen, next_look = self._characters(qmp), now + _LOOK
+            shown = f"{console.text()}\n{screen}"
+            self.stage = stage_of(plan.firmware, debug.text(), shown, plan.boot_sector)
+            if plan.until and plan.until in shown:
+                return f"{plan.until!r} appeared"
             if self.stage is Stage.GAVE_UP:
-                return "the firmware gave up"
+                return "nothing more was to come"
             if event.get("event") == "SHUTDOWN":
                 return f"the machine stopped ({event.get('data', {}).get('reason', 'unknown')})"
             if event.get("event") == "STOP":
                 return "the machine was stopped by an error"
-            now = time.monotonic()
             if now > end or (now > patient_until and self.stage is Stage.WAITING):
                 return "the time was up"
 
@@ -201,11 +206,14 @@ class _Run:
         picture = os.path.join(self._plan.folder, "screen.png")
         qmp.command("screendump", filename=picture, format="png")
         data = _read(picture, _MAX_PICTURE)
-        if len(data) < 24 or struct.unpack_from(">II", data, 16) != _TEXT_SCREEN:
-            return data, ""
+        in_text = len(data) >= 24 and struct.unpack_from(">II", data, 16) == _TEXT_SCREEN
+        return data, self._characters(qmp) if in_text else ""
+
+    def _characters(self, qmp: Qmp) -> str:
+        """What the screen's memory says in text mode; nonsense in any other."""
         memory = os.path.join(self._plan.folder, "screen.bin")
         qmp.command("pmemsave", val=_TEXT_MEMORY, size=_TEXT_SIZE, filename=memory)
-        return data, _screen_text(_read(memory, _TEXT_SIZE))
+        return _screen_text(_read(memory, _TEXT_SIZE))
 
     def _words(self, descriptors: Sequence[int]) -> list[str]:
         """The command line; the descriptors are those of debug port, console and monitor."""

@@ -48,7 +48,7 @@ class Stage(enum.Enum):
 
     WAITING = enum.auto()  # it has not come to booting
     STARTED = enum.auto()  # something from the disk runs
-    GAVE_UP = enum.auto()  # nothing on the disk, or it came back
+    GAVE_UP = enum.auto()  # there is nothing on the disk, or it came back, or says that it goes no further
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,15 +68,16 @@ def plain(console: bytes) -> str:
     return "\n".join(kept).strip("\n")
 
 
-def stage_of(firmware: Firmware, debug: str, console: str) -> Stage:
-    """How far it is, from what the debug port and the console have said so far."""
+def stage_of(firmware: Firmware, debug: str, shown: str, boot_sector: bytes) -> Stage:
+    """How far it is, from what the debug port has said and console and screen have shown so far."""
     if firmware is Firmware.BIOS:
-        if _BIOS_GIVES_UP in debug:
+        started = _BIOS_STARTS.search(debug) is not None
+        if _BIOS_GIVES_UP in debug or (started and (not _has_code(boot_sector) or _complaint(shown))):
             return Stage.GAVE_UP
-        return Stage.STARTED if _BIOS_STARTS.search(debug) else Stage.WAITING
-    if _UEFI_GIVES_UP in console or _UEFI_STARTS_OWN.search(console):
+        return Stage.STARTED if started else Stage.WAITING
+    if _UEFI_GIVES_UP in shown or _UEFI_STARTS_OWN.search(shown):
         return Stage.GAVE_UP
-    return Stage.STARTED if _UEFI_STARTS.search(console) else Stage.WAITING
+    return Stage.STARTED if _UEFI_STARTS.search(shown) else Stage.WAITING
 
 
 def judge(firmware: Firmware, debug: str, console: str, *, screen: str, boot_sector: bytes) -> Verdict:
@@ -92,6 +93,15 @@ def judge(firmware: Firmware, debug: str, console: str, *, screen: str, boot_sec
     return Verdict(found, reason, tuple(said[:20]))
 
 
+def _has_code(boot_sector: bytes) -> bool:
+    """The sector of a disk that only holds data has a table and a signature, which is enough for a BIOS."""
+    return any(boot_sector[:BOOT_CODE])
+
+
+def _complaint(shown: str) -> str:
+    return next((text for text in _COMPLAINTS if text in shown), "")
+
+
 def _judge_bios(debug: str, shown: str, boot_sector: bytes) -> tuple[bool, str]:
     started = _BIOS_STARTS.search(debug) is not None
     if not started:
@@ -100,9 +110,9 @@ def _judge_bios(debug: str, shown: str, boot_sector: bytes) -> tuple[bool, str]:
             return False, f"the BIOS found nothing to boot: {failed[1].strip()}"
         gave_up = _BIOS_GIVES_UP in debug
         return False, "the BIOS found nothing to boot" if gave_up else "the BIOS did not come to booting"
-    if not any(boot_sector[:BOOT_CODE]):
+    if not _has_code(boot_sector):
         return False, "the BIOS started the boot sector, but there is no code in it"
-    complaint = next((text for text in _COMPLAINTS if text in shown), None)
+    complaint = _complaint(shown)
     if complaint:
         return False, f"the BIOS started the boot sector, which says: {complaint}"
     if _BIOS_GIVES_UP in debug:
@@ -119,6 +129,6 @@ def _judge_uefi(console: str) -> tuple[bool, str]:
         return True, f'the UEFI firmware started the loader of "{started[1].strip()}"{ending}'
     if failed:
         return False, f"the UEFI firmware found no loader: {failed[0][1]}"
-    if stage_of(Firmware.UEFI, "", console) is Stage.GAVE_UP:
+    if stage_of(Firmware.UEFI, "", console, b"") is Stage.GAVE_UP:
         return False, "the UEFI firmware found no loader"
     return False, "the UEFI firmware did not come to booting"

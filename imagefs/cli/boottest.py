@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -20,6 +21,7 @@ from imagefs.cli.text import one_line
 from imagefs.cli.wiring import choose_image, open_disk
 from imagefs.errors import ImagefsError, TargetError
 from imagefs.interfaces import EntryType
+from imagefs.nbd.exports import Export
 from imagefs.nbd.listening import listen_unix
 from imagefs.nbd.server import Server
 from imagefs.ops.diskimage import DiskImage
@@ -42,7 +44,12 @@ MAX_LOADERS = 20
 @click.option(
     "--timeout", type=click.FloatRange(1, 86_400), default=60, show_default=True, help="Seconds to run."
 )
-@click.option("--until", metavar="TEXT", default="", help="End when TEXT appears on the serial console.")
+@click.option(
+    "--until",
+    metavar="TEXT",
+    default="",
+    help="End when TEXT appears on console or text screen.",
+)
 @click.option(
     "--screenshot", type=click.Path(path_type=Path, dir_okay=False), help="Keep the screen as a PNG."
 )
@@ -72,14 +79,14 @@ def boot_test(
     if screenshot is not None and screenshot.exists() and not overwrite:
         raise TargetError(f"{screenshot} exists already", hint="add --overwrite", path=str(screenshot))
     catalog, info = choose_image(console, image)
-    with open_disk(catalog, info) as disk, own_folder() as folder:
+    with open_disk(catalog, info) as disk, serving(disk) as exports, own_folder() as folder:
         kind = _firmware(disk, firmware)
         sector_size = disk.disk.sector_size
         machine.check(kind, sector_size)
-        console.note(f"imagefs: booting with {_NAMES[kind]} for up to {timeout:g} seconds")
-        plan = Plan("", "disk", kind, sector_size, timeout, until, folder)
-        seen = _boot(disk, plan, accel)
         sector = disk.read_at(0, sector_size)
+        console.note(f"imagefs: booting with {_NAMES[kind]} for up to {timeout:g} seconds")
+        plan = Plan("", exports[0].name, kind, sector_size, sector, timeout, until, folder)
+        seen = _boot(exports, plan, accel)
         verdict = judge(kind, seen.debug, seen.console, screen=seen.screen, boot_sector=sector)
         others = [] if verdict.found or kind is not Firmware.UEFI else _loaders(disk)
     if screenshot is not None:
@@ -99,16 +106,15 @@ def _firmware(disk: DiskImage, wanted: str) -> Firmware:
     return Firmware.UEFI if any(volume.role == "esp" for volume in disk.volumes) else Firmware.BIOS
 
 
-def _boot(disk: DiskImage, plan: Plan, accel: str) -> Seen:
+def _boot(exports: Sequence[Export], plan: Plan, accel: str) -> Seen:
     """The machine and its disk server, side by side."""
-    with serving(disk) as exports:
-        listener = listen_unix(os.path.join(plan.folder, "nbd.sock"))
-        server = Server(exports, [listener], log=log_line)
-        try:
-            server.start()
-            return machine.boot(replace(plan, socket=listener.path), accel)
-        finally:
-            server.close()
+    listener = listen_unix(os.path.join(plan.folder, "nbd.sock"))
+    server = Server(exports, [listener], log=log_line)
+    try:
+        server.start()
+        return machine.boot(replace(plan, socket=listener.path), accel)
+    finally:
+        server.close()
 
 
 def _keep(path: Path, picture: bytes) -> None:
