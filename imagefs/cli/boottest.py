@@ -175,7 +175,7 @@ class Report:
             console.line("  loaders that the firmware of its own machine may know by name:")
             for name in self.other_loaders:
                 console.line(f"    {name}")
-        for name, text in (("serial console", self.seen.console), ("screen", self.seen.screen)):
+        for name, text in (("serial console", self.seen.console), ("text screen", self.seen.screen)):
             lines = text.splitlines()
             left_out = f" the last {SHOWN} of {len(lines)} lines" if len(lines) > SHOWN else ""
             console.line(f"  {name}:{left_out if lines else ' nothing'}")

@@ -16,7 +16,7 @@ import click
 
 from imagefs.cli.command import Terminated, common, unreadable_option
 from imagefs.cli.console import Console, log_line
-from imagefs.cli.text import size_text
+from imagefs.cli.text import one_line, size_text
 from imagefs.cli.wiring import choose_image, open_disk, parse_volume, shown_disk
 from imagefs.errors import ServeError, UsageError
 from imagefs.interfaces import Reader, Volume
@@ -77,7 +77,7 @@ def serving(disk: DiskImage, unreadable: str = "zeros") -> Iterator[list[Export]
 
 def _volume(volume: Volume, reader: Reader, block_size: int) -> Export:
     words = [volume.id, volume.role, volume.name]
-    return Export(volume.id, reader, " ".join(word for word in words if word), block_size)
+    return Export(volume.id, reader, one_line(" ".join(filter(None, words))), block_size)
 
 
 @contextlib.contextmanager

@@ -39,6 +39,8 @@ class Listener:
         return f"nbd://{f'[{host}]' if ':' in host else host}:{port}/{quote(export, safe='')}"
 
     def close(self) -> None:
+        if self.socket.fileno() < 0:  # closed already: what is at our path now may be another's
+            return
         self.socket.close()
         if self.path:
             with contextlib.suppress(OSError):

@@ -20,7 +20,7 @@ import pytest
 
 from imagefs.boot.machine import find_ovmf
 from tests.mounter.conftest import need, wait_until
-from tests.support.oracles import need_tool, run_tool
+from tests.support.oracles import need_tool, root_only, run_tool
 
 pytestmark = pytest.mark.timeout(280)
 
@@ -54,9 +54,9 @@ def imagefs(room: Path, *words: str) -> subprocess.CompletedProcess[bytes]:
     return subprocess.run(command, cwd=room, env=env, capture_output=True, timeout=270, check=False)
 
 
-def boot(room: Path, *words: str) -> Run:
-    """Capture ``disk.raw`` of the room and boot it; nothing may change in the set or stay behind."""
-    made = imagefs(room, "capture", "disk.raw", "set", "--mode", "all")
+def boot(room: Path, *words: str, source: str = "disk.raw") -> Run:
+    """Capture the disk of a room and boot it; nothing may change in the set or stay behind."""
+    made = imagefs(room, "capture", source, "set", "--mode", "all")
     assert made.returncode == 0, made.stderr
     before = traces(room / "set")
     done = imagefs(room, "boot-test", "set", "--json", *SURE, *words)
@@ -180,6 +180,31 @@ def test_uefi_finds_no_loader_and_those_of_another_machine_are_named(tmp_path: P
     assert (run.code, run.document["loader_found"]) == (4, False), run.document
     assert "Not Found" in run.document["reason"]
     assert run.document["other_loaders"] == ["/p1/EFI/debian/grubx64.efi"]
+
+
+@root_only
+def test_a_disk_of_4096_byte_sectors_boots_from_uefi_alone(tmp_path: Path) -> None:
+    need(find_ovmf(), "ovmf")
+    need(EFI.exists(), "syslinux-efi")
+    need_tool("sfdisk", "mkfs.fat", "mmd", "losetup")
+    disk = tmp_path / "disk.raw"
+    with disk.open("wb") as out:
+        out.truncate(100 * MIB)
+    device = run_tool(["losetup", "--sector-size", "4096", "--find", "--show", disk]).stdout.decode().strip()
+    try:
+        run_tool(
+            ["sfdisk", "-q", "--no-reread", device], stdin=b"label: gpt\nstart=256, size=24000, type=U\n"
+        )
+        run_tool(["mkfs.fat", "-S", "4096", "-F", "16", "--offset", "256", device, "96000"])
+        run_tool(["mmd", "-i", f"{device}@@{MIB}", "::/EFI", "::/EFI/BOOT"])
+        into(Path(device), EFI, "::/EFI/BOOT/BOOTX64.EFI")
+        run = boot(tmp_path, "--until", "BdsDxe: starting", source=device)
+    finally:
+        run_tool(["losetup", "--detach", device])
+    assert (run.code, run.document["loader_found"]) == (0, True), run.document
+    assert "NVMe" in run.document["reason"]
+    refused = imagefs(tmp_path, "boot-test", "set", "--firmware", "bios")
+    assert (refused.returncode, "4096" in refused.stderr.decode()) == (2, True)
 
 
 def blank(room: Path) -> None:
