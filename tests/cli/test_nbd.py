@@ -108,20 +108,23 @@ def test_refusals_have_their_exit_codes(cli: Cli, shop: Path) -> None:
 
 
 def test_bad_sectors_are_zeros_or_errors(cli: Cli, tmp_path: Path) -> None:
-    """Sectors 9 to 11 were unreadable: --unreadable eio refuses them, and calls them no hole."""
+    """Sectors 9 to 11 and 64 KiB among zeros were unreadable: refused with --unreadable eio, and never a hole."""
     need_tool("qemu-io", "nbdinfo")
     data = bytearray(noise(1 << 20))
     data[9 * 512 : 12 * 512] = bytes(3 * 512)
     data[512 * 1024 :] = bytes(512 * 1024)
     (tmp_path / "rescued").write_bytes(data)
-    (tmp_path / "map").write_text("0x0 + 1\n0x0 0x1200 +\n0x1200 0x600 -\n0x1800 0xFE800 +\n")
+    rows = ["0x0 0x1200 +", "0x1200 0x600 -", "0x1800 0xBE800 +", "0xC0000 0x10000 -", "0xD0000 0x30000 +"]
+    (tmp_path / "map").write_text("\n".join(["0x0 + 1", *rows, ""]))
     assert cli("capture", "rescued", "set", "--mapfile", "map").code == 3
-    for how, codes in (("zeros", [0, 0, 0]), ("eio", [0, 1, 0])):
+    for how, codes in (("zeros", [0, 0, 0, 0, 0]), ("eio", [0, 1, 0, 0, 1])):
         with nbd_server(tmp_path, "set", "--unreadable", how) as served:
             read = ["qemu-io", "-r", "-f", "raw", served.uri]
-            for at, code in zip((0, 4608, 6144), codes, strict=True):
+            for at, code in zip((0, 4608, 6144, 0xB0000, 0xC0000), codes, strict=True):
                 done = run_tool([*read, "-c", f"read {at} 1536"], ok=(0, 1))
                 assert done.returncode == code, (how, at, done.stderr)
-            rows = json.loads(tool_text("nbdinfo", "--map", "--json", served.uri))
-            assert [(row["offset"], row["type"]) for row in rows] == [(0, 0), (512 * 1024, 3)]
+            found = json.loads(tool_text("nbdinfo", "--map", "--json", served.uri))
+            assert [(row["offset"], row["type"]) for row in found] == [
+                (0, 0), (0x80000, 3), (0xC0000, 0), (0xD0000, 3),
+            ]  # fmt: skip
             assert ("could not be read" in served.log.read_text()) is (how == "eio")
