@@ -46,7 +46,7 @@ def nbd(
     """Serve IMAGE as a read-only network block device until interrupted.
 
     The whole disk is the default export and is called disk; volumes are p1, p2, … For qemu-img, nbdcopy,
-    nbdinfo, nbdfuse and nbd-client. There is no password: a socket is for its owner, a port for everybody.
+    nbdinfo and nbdfuse. There is no password: a socket is for its owner, a port for everybody.
     """
     if allow_remote and not listen:
         raise UsageError("--allow-remote goes with --listen", hint="--listen 0.0.0.0:10809 --allow-remote")
