@@ -126,7 +126,9 @@ def run(console: Console, server: Server, exports: list[Export], listeners: list
 
 
 def announce(console: Console, exports: list[Export], listeners: list[Listener]) -> None:
-    """Say where it can be found, now that it can be."""
+    """Say where it can be found, now that it can be; whoever reads the URI may end it at once."""
+    names = ", ".join(f"{each.name} ({size_text(each.reader.size)})" for each in exports)
+    console.note(f"imagefs: serving {names}; Ctrl-C ends it")
     rows = [
         {"name": each.name, "size": each.reader.size, "uris": [at.uri(each.name) for at in listeners]}
         for each in exports
@@ -137,5 +139,3 @@ def announce(console: Console, exports: list[Export], listeners: list[Listener])
     for uri in uris:
         console.line(uri)
     sys.stdout.flush()
-    names = ", ".join(f"{each.name} ({size_text(each.reader.size)})" for each in exports)
-    console.note(f"imagefs: serving {names}; Ctrl-C ends it")
