@@ -15,7 +15,8 @@
     ├── BrowseError                  40   a volume, file system or path that cannot be opened
     │   ├── PathNotFound             40
     │   └── NotAFileSystem           40
-    └── MountError                   50   FUSE said no
+    ├── MountError                   50   FUSE said no
+    └── ServeError                   50   the disk cannot be served over NBD, or no machine booted from it
 """
 
 from __future__ import annotations
@@ -101,6 +102,11 @@ class MountError(ImagefsError):
     code = "mount"
 
 
+class ServeError(ImagefsError):
+    exit_code = 50
+    code = "serve"
+
+
 #: Exit codes from mildest to worst; of several failures in one run the last one listed wins.
 EXIT_ORDER = (0, 3, 4, 22, 21, 20, 40, 50, 30, 11, 10, 1)
 
@@ -108,3 +114,11 @@ EXIT_ORDER = (0, 3, 4, 22, 21, 20, 40, 50, 30, 11, 10, 1)
 def worst_exit(codes: list[int]) -> int:
     """The exit code of a run in which every one of ``codes`` happened; 0 for none."""
     return max(codes, key=lambda code: EXIT_ORDER.index(code) if code in EXIT_ORDER else 99, default=0)
+
+
+def line_of(error: BaseException, where: str) -> str:
+    """One log line about ``error``: what was asked for, what happened, and the numbers it carries."""
+    if not isinstance(error, ImagefsError):
+        return f"{where}: {type(error).__name__}: {error}"
+    facts = " ".join(f"{key}={value}" for key, value in error.data.items() if value is not None)
+    return f"{where}: {error.code}: {error.message}" + (f" [{facts}]" if facts else "")

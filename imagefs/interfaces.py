@@ -42,6 +42,10 @@ class State(enum.IntEnum):
     UNREADABLE = 4  # the source could not read it; reads as zeros
 
 
+#: What a copy may pass over; of what the source could not read nobody knows that it was zeros.
+HOLES = frozenset({State.ZERO, State.SKIPPED})
+
+
 @dataclass(frozen=True, slots=True)
 class Extent:
     """A run of equal state, in bytes."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 
-from imagefs.errors import ImagefsError, PathNotFound, TargetError
+from imagefs.errors import PathNotFound, TargetError
 
 #: What a writer can do something about is told as it is.
 _OUT_OF_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -23,11 +23,3 @@ def errno_of(error: BaseException) -> int:
     if isinstance(error, TargetError) and error.data.get("errno") in _OUT_OF_ROOM:
         return int(str(error.data["errno"]))
     return errno.EIO
-
-
-def line_of(error: BaseException, where: str) -> str:
-    """One log line about ``error``: what was asked for, what happened, and the numbers it carries."""
-    if not isinstance(error, ImagefsError):
-        return f"{where}: {type(error).__name__}: {error}"
-    facts = " ".join(f"{key}={value}" for key, value in error.data.items() if value is not None)
-    return f"{where}: {error.code}: {error.message}" + (f" [{facts}]" if facts else "")

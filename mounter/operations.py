@@ -18,11 +18,12 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from imagefs.block.views import extents_of
-from imagefs.interfaces import Reader
+from imagefs.errors import line_of
+from imagefs.interfaces import HOLES, Reader
 from mounter.attributes import Attributes
-from mounter.errnos import errno_of, line_of
+from mounter.errnos import errno_of
 from mounter.folderstream import FolderStream
-from mounter.tree import HOLES, MountTree
+from mounter.tree import MountTree
 
 ENCODING = "latin-1"
 _BLOCK = 4096

@@ -20,7 +20,7 @@ from itertools import islice
 
 from imagefs.block.views import BytesReader, extents_of
 from imagefs.errors import BrowseError, ImagefsError, PathNotFound
-from imagefs.interfaces import Entry, EntryType, Reader, State, Writable
+from imagefs.interfaces import HOLES, Entry, EntryType, Reader, State, Writable
 from mounter.attributes import Attributes, attributes_of
 from mounter.entrycache import EntryCache
 from mounter.volumetree import VolumeSpec, VolumeTree
@@ -30,8 +30,6 @@ __all__ = ["MountSpec", "MountTree", "Node", "Opened", "VolumeSpec"]
 _ROOT_INODE = 1
 #: So many runs of a disk are looked at to see how much of it holds data; the rest counts as data.
 _MAX_RUNS = 20_000
-#: What a copy may pass over; of what the source could not read nobody knows that it was zeros.
-HOLES = frozenset({State.ZERO, State.SKIPPED})
 #: Raw bytes hold every file of the disk, whatever its mode: they are for the owner of the mount only.
 _RAW_MODE = stat.S_IFREG | 0o400
 _TEXT_MODE = stat.S_IFREG | 0o444

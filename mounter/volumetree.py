@@ -9,10 +9,9 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from imagefs.errors import BrowseError, FormatError, ImagefsError, IntegrityError, PathNotFound
+from imagefs.errors import BrowseError, FormatError, ImagefsError, IntegrityError, PathNotFound, line_of
 from imagefs.interfaces import Entry, FileSystem, Reader
 from mounter.entrycache import EntryCache
-from mounter.errnos import line_of
 
 #: The kernel's FUSE_NAME_MAX; one longer name would make it refuse the whole folder.
 NAME_MAX = 1024

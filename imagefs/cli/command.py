@@ -58,6 +58,15 @@ def common(body: Body) -> Body:
     return run
 
 
+unreadable_option = click.option(
+    "--unreadable",
+    type=click.Choice(["zeros", "eio"]),
+    default="zeros",
+    show_default=True,
+    help="What reads of bad sectors of the source give: zeros, or an I/O error.",
+)
+
+
 def say_exit(console: Console, arguments: list[str]) -> int:
     """Flush what was said, write the log, and give the exit code."""
     try:

@@ -227,6 +227,12 @@ def cache_folder() -> Path:
     return Path(base) / "imagefs"
 
 
+def log_line(line: str) -> None:
+    """One line on standard error with its time, for what serves until it is ended."""
+    text = line.encode("utf-8", "backslashreplace").decode()
+    print(f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} {text}", file=sys.stderr, flush=True)
+
+
 class _Meter:
     """Counts a phase; beats at most twice a second, and not in its first second."""
 

@@ -30,8 +30,9 @@ imagefs: disk images that form chains; looked into, verified and restored.
 Help: imagefs --help, imagefs COMMAND --help"""
 
 EPILOG = (
-    "Exit codes: 0 ok, 1 bug, 2 usage, 3 incomplete, 4 verify found damage or a difference, 10 source, "
-    "11 target, 20 not an image, 21 integrity, 22 chain, 30 store, 40 browse, 50 mount."
+    "Exit codes: 0 ok, 1 bug, 2 usage, 3 incomplete, 4 verify found damage or a difference, "
+    "boot-test no loader, 10 source, 11 target, 20 not an image, 21 integrity, 22 chain, 30 store, "
+    "40 browse, 50 mount, nbd, qemu."
 )
 
 
@@ -51,6 +52,8 @@ COMMANDS = {
     "clone": ("imagefs.cli.transfer", "clone"),
     "mount": ("imagefs.cli.mount", "mount"),
     "umount": ("imagefs.cli.mount", "umount"),
+    "nbd": ("imagefs.cli.nbd", "nbd"),
+    "boot-test": ("imagefs.cli.boottest", "boot_test"),
     "ls": ("imagefs.cli.browse", "ls"),
     "cat": ("imagefs.cli.browse", "cat"),
     "stat": ("imagefs.cli.browse", "stat"),

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -20,15 +19,14 @@ from typing import Any
 import click
 
 from imagefs.block.overlay import Overlay, open_overlay
-from imagefs.block.readahead import ReadAhead
-from imagefs.block.views import MarkedReader, RefusingReader, SliceReader, WritableSlice
-from imagefs.cli.command import common
-from imagefs.cli.console import Console, state_folder
-from imagefs.cli.facts import image_document, unreadable_ranges
-from imagefs.cli.wiring import choose_image, open_disk, parse_volume
+from imagefs.block.views import SliceReader, WritableSlice
+from imagefs.cli.command import common, unreadable_option
+from imagefs.cli.console import Console, log_line, state_folder
+from imagefs.cli.facts import image_document
+from imagefs.cli.wiring import choose_image, open_disk, parse_volume, shown_disk
 from imagefs.errors import ImagefsError, MountError, UsageError
 from imagefs.image.catalog import SUFFIX
-from imagefs.interfaces import Reader, State, Volume, Writable
+from imagefs.interfaces import Reader, Volume, Writable
 from imagefs.ops.diskimage import DiskImage
 from imagefs.volume.probe import probe
 from mounter.background import Readiness, mount_background
@@ -72,14 +70,7 @@ def mount_spec(image: DiskImage, folder: str, *, unreadable: str = "zeros", over
 
     ``overlay`` is a file for what is written to the raw files; the trees go on showing the image.
     """
-    lost = unreadable_ranges(image)
-    first, end = [row["offset"] for row in lost], [row["offset"] + row["length"] for row in lost]
-    reader: Reader = ReadAhead(image.disk)
-    if unreadable == "eio":
-        reader = RefusingReader(reader, first, end, "could not be read from the source")
-    elif lost:
-        reader = MarkedReader(reader, first, end, State.UNREADABLE)
-    image.read_through(reader)
+    reader = shown_disk(image, unreadable=unreadable)
     facts = json.dumps(image_document(image, folder), indent=2, ensure_ascii=False) + "\n"
     label = f"{os.path.basename(os.path.abspath(folder))}@{_utc(image.info.created)}"
     opens = {volume.number: partial(image.filesystem, volume.number) for volume in image.volumes}
@@ -113,13 +104,7 @@ def native_wishes(spec: MountSpec, image: DiskImage, wishes: Wishes) -> tuple[Na
 @click.argument("directory", metavar="[DIR]", required=False)
 @click.option("--foreground", is_flag=True, help="Stay here and serve until interrupted.")
 @click.option("--allow-other", is_flag=True, help="Let other users in, as far as modes permit.")
-@click.option(
-    "--unreadable",
-    type=click.Choice(["zeros", "eio"]),
-    default="zeros",
-    show_default=True,
-    help="What reads of bad sectors of the source give: zeros, or an I/O error.",
-)
+@unreadable_option
 @click.option(
     "--overlay",
     metavar="FILE",
@@ -196,7 +181,7 @@ def serve(
             with taken_back_unused(spec.disk):
                 options = _options(spec, disk, path, wishes, background=readiness is not None)
                 ready = readiness.ready if readiness else lambda: None
-                number = run_foreground(spec, path, options, log=_log, on_ready=ready)
+                number = run_foreground(spec, path, options, log=log_line, on_ready=ready)
             return 128 + number if number else 0
     except ImagefsError as error:
         if readiness is not None:
@@ -253,11 +238,6 @@ def _log_path(directory: str) -> Path:
         return MountStates(state_dir()).log_path(directory)
     except MountError:  # a log is worth less than the mount
         return Path(os.devnull)
-
-
-def _log(line: str) -> None:
-    """One line on standard error, which is the log of a mount in the background."""
-    click.echo(f"{_utc(time.time_ns())} {line.encode('utf-8', 'backslashreplace').decode()}", err=True)
 
 
 def show_mounts(console: Console) -> None:

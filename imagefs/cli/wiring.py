@@ -11,11 +11,14 @@ from datetime import tzinfo
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from imagefs.block.readahead import ReadAhead
+from imagefs.block.views import MarkedReader, RefusingReader
 from imagefs.cli.console import Console, cache_folder, default_set
 from imagefs.cli.text import age_text, time_text
 from imagefs.errors import FormatError, StoreError, UsageError
 from imagefs.image.catalog import SUFFIX, Catalog, ImageInfo, read_info, scan
 from imagefs.image.select import select
+from imagefs.interfaces import Reader, State
 from imagefs.store import CacheFolder, LocalStore
 
 if TYPE_CHECKING:
@@ -103,6 +106,22 @@ def open_disk(catalog: Catalog, info: ImageInfo, *, cache_bytes: int | None = No
 
     disk = catalog.open_disk(info, **({"cache_bytes": cache_bytes} if cache_bytes else {}))
     return DiskImage(disk, info)
+
+
+def shown_disk(image: DiskImage, *, unreadable: str) -> Reader:
+    """The disk as mount and nbd show it, its volumes too; sectors that were ``unreadable`` give ``zeros`` or
+    ``eio``."""
+    from imagefs.cli.facts import unreadable_ranges  # with all that tells of an image
+
+    lost = unreadable_ranges(image)
+    first, end = [row["offset"] for row in lost], [row["offset"] + row["length"] for row in lost]
+    reader: Reader = ReadAhead(image.disk)
+    if unreadable == "eio":
+        reader = RefusingReader(reader, first, end, "could not be read from the source")
+    elif lost:
+        reader = MarkedReader(reader, first, end, State.UNREADABLE)
+    image.read_through(reader)
+    return reader
 
 
 def open_image(path: str | os.PathLike[str]) -> DiskImage:

@@ -9,9 +9,9 @@ import stat
 import pytest
 
 from imagefs.block.views import BytesReader
-from imagefs.errors import BrowseError, IntegrityError, PathNotFound, SourceError
+from imagefs.errors import BrowseError, IntegrityError, PathNotFound, SourceError, line_of
 from mounter import operations
-from mounter.errnos import errno_of, line_of
+from mounter.errnos import errno_of
 from mounter.operations import MountOperations
 from mounter.tree import MountSpec, MountTree, VolumeSpec
 from tests.mounter.fakes import (
