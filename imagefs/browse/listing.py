@@ -113,7 +113,7 @@ class Listings:
             self._keep(directory, seen)
 
     def _keep(self, directory: Entry, children: list[Entry]) -> None:
-        listing = Listing({child.name: child for child in children})
+        listing = Listing({child.path.rsplit(b"/", 1)[-1]: child for child in children})
         if self._folds:
             for child in children:
                 listing.folded.setdefault(fold(child.name), child)

@@ -7,14 +7,16 @@ $FAT1, volume labels, the nameless system files of HFS+ and exFAT. NTFS's own ($
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from itertools import islice
 from typing import Any
 
-from imagefs.browse import bigdir, tskentry
+from imagefs.block.cache import BlockCache
+from imagefs.browse import tskentry
+from imagefs.browse.bigdir import Damage, ExtNames, Name, Names, NtfsNames
 from imagefs.browse.content import FetchReader, MappedReader
-from imagefs.browse.names import join, printable, repeated, safe_name, shown_name
+from imagefs.browse.nameindex import NameIndex
+from imagefs.browse.names import FOLDED_KINDS, fold, join, printable, repeated, safe_name, shown_name
 from imagefs.browse.tskhandle import TSK_ERRORS, Facts, Handle
 from imagefs.browse.usage import EXFAT_SYSTEM
 from imagefs.errors import BrowseError, ImagefsError
@@ -22,8 +24,9 @@ from imagefs.interfaces import Entry
 
 #: Entries made under one hold of the lock.
 _BATCH = 128
-#: From this size on TSK's quadratic listing is worse than our own.
-_BIG = 256 << 10
+#: Directories from this size on are not held in memory but indexed: 16 bytes a name.
+_BIG = 4 << 20
+_KEPT_NAMES = 2_000_000
 _VIRTUAL = (10, 11)
 _NAME_DIRECTORY, _NAME_UNALLOCATED = 3, 2
 _INDEX_ROOT, _INDEX_ALLOCATION, _BITMAP = 144, 160, 176
@@ -31,30 +34,73 @@ _MAX_BITMAP = 8 << 20
 
 
 class Directories:
-    """Scans directories of one file system; keeps nothing."""
+    """Scans directories of one file system; keeps the indexes of a few large ones."""
 
     def __init__(self, handle: Handle, facts: Facts, maker: tskentry.EntryMaker) -> None:
         self._handle = handle
         self._facts = facts
         self._maker = maker
+        self._key = fold if facts.kind in FOLDED_KINDS else bytes
+        self._indexes = BlockCache[str, NameIndex](_KEPT_NAMES, len)
 
     def scan(self, directory: Entry) -> Iterator[Entry]:
         """The entries of a directory, read in portions. What cannot be read of it is raised after
         everything that can."""
         errors: list[BaseException] = []
-        names_of = self._names_of(directory)
-        if names_of is None:
-            opened, names = self._open(directory)
-            found = self._from_tsk(opened, directory, errors)
+        names = self._names_of(directory)
+        if names is None:
+            opened, taken = self._open(directory)
+            yield from _distinct(directory, taken, self._from_tsk(opened, directory, errors))
         else:
-            damage = bigdir.Damage()
-            names = [safe_name(each.name) for each in names_of(damage)]
+            damage = Damage()
+            if names.size < _BIG:
+                yield from self._small(directory, list(names.blocks(damage)), errors)
+            else:
+                yield from self._large(directory, names, damage, errors)
             if damage.blocks:
-                errors.append(damage.error or _damage(directory, damage))
-            found = self._from_names(names_of(bigdir.Damage()), directory, errors)
-        yield from _distinct(directory, names, found)
+                errors.insert(0, damage.error or _damage(directory, damage))
         if errors:
             raise errors[0]
+
+    def find(self, directory: Entry, name: bytes) -> list[Entry] | None:
+        """The entries of a large directory that may be called ``name``, with equal names told apart;
+        None for a directory that is better scanned."""
+        index = self._index(directory, self._names_of(directory))
+        if index is None or index.repeated or index.damage.blocks:
+            return None
+        errors: list[BaseException] = []
+        found = self._entries(directory, list(index.find(name)), errors)
+        if errors:
+            raise errors[0]
+        return found
+
+    def _index(self, directory: Entry, names: Names | None) -> NameIndex | None:
+        if names is None or names.size < _BIG:
+            return None
+        key = self._key
+        return self._indexes.get(directory.inode, lambda: NameIndex(names, key))
+
+    def _small(
+        self, directory: Entry, blocks: list[tuple[int, list[Name]]], errors: list[BaseException]
+    ) -> Iterator[Entry]:
+        names = [each for _, block in blocks for each in block]
+        entries = self._entries(directory, names, errors)
+        if len({entry.path for entry in entries}) == len(entries):
+            return iter(entries)
+        shown = [entry.name for entry in entries]
+        return _distinct(directory, shown, zip(shown, entries, strict=True))
+
+    def _large(
+        self, directory: Entry, names: Names, damage: Damage, errors: list[BaseException]
+    ) -> Iterator[Entry]:
+        """One block after the other: a million entries take no room."""
+        index = self._index(directory, names)
+        blocks = (self._entries(directory, block, errors) for _, block in names.blocks(damage))
+        entries = (entry for block in blocks for entry in block)
+        if index is None or not index.repeated:
+            return entries
+        shown = [safe_name(each.name) for _, block in names.blocks(Damage()) for each in block]
+        return _distinct(directory, shown, ((entry.name, entry) for entry in entries))
 
     def _open(self, directory: Entry) -> tuple[Any, list[bytes]]:
         """TSK's directory, set to its start, and the names in it."""
@@ -84,29 +130,39 @@ class Directories:
                 errors.append(error)
             yield from batch
 
-    def _from_names(
-        self, names: Iterator[bigdir.Name], directory: Entry, errors: list[BaseException]
-    ) -> Iterator[tuple[bytes, Entry]]:
-        while chunk := list(islice(names, _BATCH)):
-            batch = [(safe_name(each.name), each) for each in chunk]
-            entries = [self._from_disk(join(directory.path, name), each, errors) for name, each in batch]
-            if None in entries:  # only now, and for a moment, the lock
-                try:
-                    with self._handle.hold(_quoted(directory)) as info:
-                        for at, (name, each) in enumerate(batch):
-                            path = join(directory.path, name)
-                            entries[at] = entries[at] or self._numbered(info, path, each, errors)
-                except ImagefsError as error:
-                    errors.append(error)
-            for (name, each), entry in zip(batch, entries, strict=True):
-                yield name, entry or tskentry.unreadable(join(directory.path, name), each.inode, 0)
+    def _entries(self, directory: Entry, names: list[Name], errors: list[BaseException]) -> list[Entry]:
+        """An entry for each name, read from the disk; TSK is asked only for what is left."""
+        above, make = directory.path.rstrip(b"/") + b"/", self._maker.from_disk
+        found: list[Entry | None] = []
+        for each in names:
+            try:
+                found.append(make(above + safe_name(each.name), each))
+            except ImagefsError as error:
+                errors.append(error)
+                found.append(tskentry.unreadable(above + safe_name(each.name), each.inode, 0))
+        return self._completed(directory, names, found, errors) if None in found else found
 
-    def _from_disk(self, path: bytes, found: bigdir.Name, errors: list[BaseException]) -> Entry | None:
-        try:
-            return self._maker.from_disk(path, found.inode)
-        except ImagefsError as error:
-            errors.append(error)
-            return tskentry.unreadable(path, found.inode, 0)
+    def _completed(
+        self,
+        directory: Entry,
+        names: list[Name],
+        found: list[Entry | None],
+        errors: list[BaseException],
+    ) -> list[Entry]:
+        """The same with what is None filled in, in portions: the lock is held for moments only."""
+        left = [at for at, entry in enumerate(found) if entry is None]
+        for first in range(0, len(left), _BATCH):
+            try:
+                with self._handle.hold(_quoted(directory)) as info:
+                    for at in left[first : first + _BATCH]:
+                        path = join(directory.path, safe_name(names[at].name))
+                        found[at] = self._numbered(info, path, names[at], errors)
+            except ImagefsError as error:
+                errors.append(error)
+        return [
+            entry or tskentry.unreadable(join(directory.path, safe_name(each.name)), each.inode, 0)
+            for each, entry in zip(names, found, strict=True)
+        ]
 
     def _named(self, file: Any, directory: Entry, errors: list[BaseException]) -> tuple[bytes, Entry]:
         name = _safe(file)
@@ -116,7 +172,7 @@ class Directories:
         return name, entry or tskentry.unreadable(path, int(tsk_name.meta_addr), int(tsk_name.type))
 
     def _numbered(
-        self, info: Any, path: bytes, found: bigdir.Name, errors: list[BaseException]
+        self, info: Any, path: bytes, found: Name, errors: list[BaseException]
     ) -> Entry | None:
         with suppress(*TSK_ERRORS):  # no such inode: the name is there all the same
             file = info.open_meta(inode=found.inode)
@@ -154,13 +210,13 @@ class Directories:
             return int(meta.size) == 0
         return kind == "exfat" and name in EXFAT_SYSTEM and not int(meta.mtime)
 
-    def _names_of(self, directory: Entry) -> Callable[[bigdir.Damage], Iterator[bigdir.Name]] | None:
-        """How to read the names of a directory of ext, or a large one of NTFS; None where TSK will do."""
+    def _names_of(self, directory: Entry) -> Names | None:
+        """The names of a directory of ext, or a large one of NTFS; None where TSK has to list it."""
         if self._facts.ext is not None:
             return self._ext_names(directory)
         return self._ntfs_names(directory) if self._facts.kind == "ntfs" else None
 
-    def _ext_names(self, directory: Entry) -> Callable[[bigdir.Damage], Iterator[bigdir.Name]] | None:
+    def _ext_names(self, directory: Entry) -> Names | None:
         facts, label = self._facts, printable(directory.path)
         inode = facts.ext.get(int(directory.inode)) if facts.ext is not None else None
         if facts.ext is None or inode is None:
@@ -170,9 +226,9 @@ class Directories:
         if pieces is None:
             return None
         content = MappedReader(facts.reader, inode.size, pieces, label=label)
-        return lambda damage: bigdir.ext_names(content, facts.block_size, damage)
+        return ExtNames(content, facts.block_size, pieces)
 
-    def _ntfs_names(self, directory: Entry) -> Callable[[bigdir.Damage], Iterator[bigdir.Name]] | None:
+    def _ntfs_names(self, directory: Entry) -> Names | None:
         shown = _quoted(directory)
         with self._handle.hold(shown) as info:
             file = info.open_meta(inode=tskentry.address(directory.inode))
@@ -184,7 +240,7 @@ class Directories:
                 return None
             root, used = (_whole(file, found[kind]) for kind in (_INDEX_ROOT, _BITMAP))
         content = FetchReader(tree.size, tskentry.fetcher(self._handle, file, tree, shown), label=shown)
-        return lambda damage: bigdir.ntfs_names(root, content, used, damage)
+        return NtfsNames(root, content, used)
 
 
 def _distinct(

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from imagefs.browse import reparse
+from imagefs.browse.bigdir import Name
 from imagefs.browse.content import Piece
 from imagefs.browse.extinode import ExtInodes
 from imagefs.browse.fatdentry import READ_ONLY, Dentries, Dentry
@@ -46,15 +47,17 @@ _NAME_TYPES = {
     7: EntryType.SOCKET,
 }
 _DEVICE_FLAGS: dict[int, tuple[str, ...]] = {4: ("char",), 5: ("block",)}
+#: Type bits of a mode -> (type, whether it has a size).
 _MODE_TYPES = {
-    0x1000: EntryType.FIFO,
-    0x2000: EntryType.DEVICE,
-    0x4000: EntryType.DIRECTORY,
-    0x6000: EntryType.DEVICE,
-    0x8000: EntryType.FILE,
-    0xA000: EntryType.SYMLINK,
-    0xC000: EntryType.SOCKET,
+    0x1000: (EntryType.FIFO, False),
+    0x2000: (EntryType.DEVICE, False),
+    0x4000: (EntryType.DIRECTORY, True),
+    0x6000: (EntryType.DEVICE, False),
+    0x8000: (EntryType.FILE, True),
+    0xA000: (EntryType.SYMLINK, True),
+    0xC000: (EntryType.SOCKET, False),
 }
+_OTHER = (EntryType.OTHER, True)
 _WITHOUT_SIZE = frozenset({EntryType.DEVICE, EntryType.FIFO, EntryType.SOCKET})
 _ID_MASK = 0xFFFFFFFF
 _PLAIN_MODES = {EntryType.DIRECTORY: 0o755, EntryType.SYMLINK: 0o777}
@@ -138,7 +141,7 @@ def fetcher(handle: Handle, file: Any, stream: Stream, shown: str) -> Callable[[
 
 
 def renamed(entry: Entry, path: bytes) -> Entry:
-    return replace(entry, path=path)
+    return entry._replace(path=path)
 
 
 def streams_of(file: Any) -> list[Stream]:
@@ -184,7 +187,7 @@ class EntryMaker:
             return _ntfs(path, file)
         meta = file.info.meta
         number, type_number = int(meta.addr), int(meta.type)
-        entry = self.from_disk(path, number)
+        entry = self.from_disk(path, Name(b"", number))
         if entry is not None:
             return entry
         kind = _META_TYPES.get(type_number, EntryType.OTHER)
@@ -212,29 +215,35 @@ class EntryMaker:
             flags=flags,
         )
 
-    def from_disk(self, path: bytes, number: int) -> Entry | None:
+    def from_disk(self, path: bytes, found: Name) -> Entry | None:
         """The entry of an ext inode, without TSK; None where only TSK knows."""
+        number = found.inode
         inode = self._ext.get(number) if self._ext is not None else None
         if self._ext is None or inode is None:
             return None
-        kind = _MODE_TYPES.get(inode.mode & 0xF000, EntryType.OTHER)
-        refused = self._ext.must_refuse(inode)
-        flags = _DEVICE_FLAGS.get(4 if inode.mode & 0xF000 == 0x2000 else 5, ()) if inode.rdev else ()
+        kind, sized = _MODE_TYPES.get(inode.mode & 0xF000, _OTHER)
+        flags, rdev = (), None
+        if kind is EntryType.DEVICE:
+            flags = _DEVICE_FLAGS[4 if inode.mode & 0xF000 == 0x2000 else 5]
+            rdev = inode.rdev
+        if self._ext.may_refuse and (refused := self._ext.must_refuse(inode)):
+            flags = (*flags, refused)
         return Entry(
             path,
             kind,
-            0 if kind in _WITHOUT_SIZE else inode.size,
+            inode.size if sized else 0,
             str(number),
-            mode=inode.mode & 0o7777,
-            uid=inode.uid,
-            gid=inode.gid,
-            nlink=inode.nlink,
-            mtime_ns=inode.mtime_ns,
-            atime_ns=inode.atime_ns,
-            ctime_ns=inode.ctime_ns,
-            crtime_ns=inode.crtime_ns,
-            rdev=inode.rdev,
-            flags=(*flags, refused) if refused else flags,
+            inode.mode & 0o7777,
+            inode.uid,
+            inode.gid,
+            inode.nlink,
+            inode.mtime_ns,
+            inode.atime_ns,
+            inode.ctime_ns,
+            inode.crtime_ns,
+            False,
+            rdev,
+            flags,
         )
 
 
