@@ -20,7 +20,7 @@ _STEP = 1 << 20
 _DOS_NAME = 2
 _DIRECTORY = 2
 _SECTOR = 512
-_NUMBER = (1 << 48) - 1
+_NUMBER, _ROOT = (1 << 48) - 1, 5
 _DOTS = (b".", b"..")
 _unpack_dirent = struct.Struct("<IHBB").unpack_from
 _unpack_index = struct.Struct("<QHHH").unpack_from
@@ -201,6 +201,7 @@ def _index_entries(node: bytes, damage: Damage, start: int) -> list[Name]:
         if count and node[at + 81] != _DOS_NAME:
             raw = node[at + 82 : at + 82 + 2 * count]
             text = raw.decode("utf-16-le", "surrogatepass").encode("utf-8", "surrogatepass")
-            names.append(Name(text, reference & _NUMBER, reference >> 48))
+            if text != b"." or reference & _NUMBER != _ROOT:  # the root holds itself
+                names.append(Name(text, reference & _NUMBER, reference >> 48))
         at += length
     return names

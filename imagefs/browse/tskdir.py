@@ -12,9 +12,11 @@ from contextlib import suppress
 from typing import Any
 
 from imagefs.block.cache import BlockCache
+from imagefs.block.views import BytesReader
 from imagefs.browse import tskentry
 from imagefs.browse.bigdir import Damage, ExtNames, Name, Names, NtfsNames
 from imagefs.browse.content import FetchReader, MappedReader
+from imagefs.browse.mft import pieces_of
 from imagefs.browse.nameindex import NameIndex
 from imagefs.browse.names import FOLDED_KINDS, fold, join, printable, repeated, safe_name, shown_name
 from imagefs.browse.tskhandle import TSK_ERRORS, Facts, Handle
@@ -27,6 +29,8 @@ _BATCH = 128
 #: Directories from this size on are not held in memory but indexed: 16 bytes a name.
 _BIG = 4 << 20
 _KEPT_NAMES = 2_000_000
+#: From this size on TSK's quadratic listing is worse than our own.
+_QUADRATIC = 256 << 10
 _VIRTUAL = (10, 11)
 _NAME_DIRECTORY, _NAME_UNALLOCATED = 3, 2
 _INDEX_ROOT, _INDEX_ALLOCATION, _BITMAP = 144, 160, 176
@@ -211,7 +215,7 @@ class Directories:
         return kind == "exfat" and name in EXFAT_SYSTEM and not int(meta.mtime)
 
     def _names_of(self, directory: Entry) -> Names | None:
-        """The names of a directory of ext, or a large one of NTFS; None where TSK has to list it."""
+        """The names of a directory of ext or NTFS; None where TSK has to list it."""
         if self._facts.ext is not None:
             return self._ext_names(directory)
         return self._ntfs_names(directory) if self._facts.kind == "ntfs" else None
@@ -229,14 +233,31 @@ class Directories:
         return ExtNames(content, facts.block_size, pieces)
 
     def _ntfs_names(self, directory: Entry) -> Names | None:
-        shown = _quoted(directory)
+        number, shown = tskentry.address(directory.inode), _quoted(directory)
+        record = self._facts.mft.get(number) if self._facts.mft is not None else None
+        if record is None or record.root is None or record.root.resident is None:
+            return self._large_ntfs_names(number, shown)
+        self._handle.check_open()
+        root, tree, bitmap = record.root.resident, record.allocation, record.bitmap
+        if tree is None:
+            return NtfsNames(root, BytesReader(b""), b"")
+        if bitmap is None or bitmap.resident is None or tree.resident is not None:
+            return self._large_ntfs_names(number, shown)
+        pieces = pieces_of(tree, self._facts.block_size, self._facts.reader.size)
+        if pieces is None:
+            return self._large_ntfs_names(number, shown)
+        content = MappedReader(self._facts.reader, tree.size, pieces, label=shown)
+        return NtfsNames(root, content, bitmap.resident)
+
+    def _large_ntfs_names(self, number: int, shown: str) -> Names | None:
+        """Through TSK, where a record does not tell it all; None for a small directory."""
         with self._handle.hold(shown) as info:
-            file = info.open_meta(inode=tskentry.address(directory.inode))
+            file = info.open_meta(inode=number)
             found = {s.type: s for s in tskentry.streams_of(file) if s.name == b"$I30"}
             if not {_INDEX_ROOT, _INDEX_ALLOCATION, _BITMAP} <= found.keys():
                 return None
             tree = found[_INDEX_ALLOCATION]
-            if tree.size < _BIG or found[_BITMAP].size > _MAX_BITMAP or found[_INDEX_ROOT].size > _BIG:
+            if tree.size < _QUADRATIC or found[_BITMAP].size > _MAX_BITMAP or found[_INDEX_ROOT].size > _BIG:
                 return None
             root, used = (_whole(file, found[kind]) for kind in (_INDEX_ROOT, _BITMAP))
         content = FetchReader(tree.size, tskentry.fetcher(self._handle, file, tree, shown), label=shown)

@@ -17,6 +17,7 @@ from imagefs.browse.bigdir import Name
 from imagefs.browse.content import Piece
 from imagefs.browse.extinode import ExtInodes
 from imagefs.browse.fatdentry import READ_ONLY, Dentries, Dentry
+from imagefs.browse.mft import Mft, Record
 from imagefs.browse.tskhandle import Handle
 from imagefs.interfaces import Entry, EntryType
 
@@ -176,10 +177,11 @@ def address(inode: str) -> int:
 class EntryMaker:
     """Makes the entries of one file system. Owns nothing."""
 
-    def __init__(self, kind: str, *, ext: ExtInodes | None, fat: Dentries | None) -> None:
+    def __init__(self, kind: str, *, ext: ExtInodes | None, fat: Dentries | None, mft: Mft | None) -> None:
         self._kind = kind
         self._ext = ext
         self._fat = fat
+        self._mft = mft
 
     def make(self, path: bytes, file: Any) -> Entry:
         """The entry of a file that TSK has opened."""
@@ -216,7 +218,11 @@ class EntryMaker:
         )
 
     def from_disk(self, path: bytes, found: Name) -> Entry | None:
-        """The entry of an ext inode, without TSK; None where only TSK knows."""
+        """The entry of an ext inode or an NTFS record, without TSK; None where only TSK knows."""
+        if self._mft is not None:
+            record = self._mft.get(found.inode)
+            right = record is not None and found.sequence in (None, record.sequence)
+            return _of_record(path, found.inode, record) if record and right else None
         number = found.inode
         inode = self._ext.get(number) if self._ext is not None else None
         if self._ext is None or inode is None:
@@ -284,6 +290,31 @@ def _ntfs(path: bytes, file: Any) -> Entry:
         ctime_ns=_windows_ns(changed),
         crtime_ns=_windows_ns(created),
         flags=(*flags, point.flag) if point else flags,
+    )
+
+
+def _of_record(path: bytes, number: int, record: Record) -> Entry:
+    created, modified, changed, accessed = record.times
+    root, data = record.root, record.data
+    if record.is_directory:
+        kind, size, mode = EntryType.DIRECTORY, root.size if root else 0, 0o755
+    else:
+        kind, size = EntryType.FILE, data.size if data else 0
+        mode = 0o444 if record.dos & READ_ONLY else 0o644
+    inode = f"{number}-144-{root.id}" if root else f"{number}-128-{data.id}" if data else str(number)
+    return Entry(
+        path,
+        kind,
+        size,
+        inode,
+        mode,
+        0,
+        0,
+        record.links,
+        _windows_ns(modified),
+        _windows_ns(accessed),
+        _windows_ns(changed),
+        _windows_ns(created),
     )
 
 
