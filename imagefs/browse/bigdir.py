@@ -14,24 +14,37 @@ from typing import NamedTuple, Protocol
 
 from imagefs.browse.content import Piece
 from imagefs.errors import ImagefsError
-from imagefs.interfaces import Reader
+from imagefs.interfaces import EntryType, Reader
 
 _STEP = 1 << 20
 _DOS_NAME = 2
 _DIRECTORY = 2
 _SECTOR = 512
 _NUMBER, _ROOT = (1 << 48) - 1, 5
+#: In the highest byte of a $FILE_NAME's flags: it has an index, so it is a directory.
+_INDEXED = 0x10
 _DOTS = (b".", b"..")
+_EXT_TYPES = {
+    1: EntryType.FILE,
+    2: EntryType.DIRECTORY,
+    3: EntryType.DEVICE,
+    4: EntryType.DEVICE,
+    5: EntryType.FIFO,
+    6: EntryType.SOCKET,
+    7: EntryType.SYMLINK,
+}
 _unpack_dirent = struct.Struct("<IHBB").unpack_from
 _unpack_index = struct.Struct("<QHHH").unpack_from
 
 
 class Name(NamedTuple):
-    """``sequence`` must be that of the metadata it points to on NTFS; None elsewhere."""
+    """``sequence`` must be that of the metadata it points to on NTFS, None elsewhere; ``type`` is the
+    directory's word, OTHER where it has none."""
 
     name: bytes
     inode: int
     sequence: int | None = None
+    type: EntryType = EntryType.OTHER
 
 
 @dataclass(slots=True)
@@ -102,7 +115,7 @@ def _ext_block(block: bytes, start: int, damage: Damage) -> list[Name]:
         if inode and size:
             name = block[at + 8 : at + 8 + size]
             if size > 2 or name not in _DOTS or kind not in (0, _DIRECTORY):
-                names.append(Name(name, inode))
+                names.append(Name(name, inode, None, _EXT_TYPES.get(kind, EntryType.OTHER)))
         at += length
     return names
 
@@ -144,9 +157,7 @@ class NtfsNames:
         return _index_entries(block[24:], damage, start)
 
 
-def _blocks(
-    content: Reader, first: int, end: int, size: int, damage: Damage
-) -> Iterator[tuple[int, bytes]]:
+def _blocks(content: Reader, first: int, end: int, size: int, damage: Damage) -> Iterator[tuple[int, bytes]]:
     """The blocks that can be read; of a stretch that cannot, each block is tried by itself."""
     step = max(size, _STEP // size * size)
     for offset in range(first, end, step):
@@ -202,6 +213,7 @@ def _index_entries(node: bytes, damage: Damage, start: int) -> list[Name]:
             raw = node[at + 82 : at + 82 + 2 * count]
             text = raw.decode("utf-16-le", "surrogatepass").encode("utf-8", "surrogatepass")
             if text != b"." or reference & _NUMBER != _ROOT:  # the root holds itself
-                names.append(Name(text, reference & _NUMBER, reference >> 48))
+                kind = EntryType.DIRECTORY if node[at + 75] & _INDEXED else EntryType.FILE
+                names.append(Name(text, reference & _NUMBER, reference >> 48, kind))
         at += length
     return names

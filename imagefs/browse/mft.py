@@ -96,11 +96,11 @@ def decode(raw: bytes) -> Record | None:
     if fixed is None:
         return None
     _, _, _, _, sequence, links, at, flags, used, _ = _head(fixed)
-    if not flags & _IN_USE or sum(fixed[32:40]) or used > len(fixed):
+    if not flags & _IN_USE or fixed[32:40] != bytes(8) or used > len(fixed):
         return None
     information = data = root = allocation = bitmap = None
     while at + 24 <= used:
-        kind, length, away, name_length, name_at, marks, number, size, value = _attribute(fixed, at)
+        kind, length, away, name_length, name_at, marks, _, size, value = _attribute(fixed, at)
         if kind == _END:
             break
         if length < 24 or at + length > used or kind in _ODD or marks & _ENCRYPTED:

@@ -143,8 +143,9 @@ class Directories:
                 found.append(make(above + safe_name(each.name), each))
             except ImagefsError as error:
                 errors.append(error)
-                found.append(tskentry.unreadable(above + safe_name(each.name), each.inode, 0))
-        return self._completed(directory, names, found, errors) if None in found else found
+                found.append(tskentry.unreadable(above + safe_name(each.name), each.inode, each.type))
+        known = [entry for entry in found if entry is not None]
+        return known if len(known) == len(found) else self._completed(directory, names, found, errors)
 
     def _completed(
         self,
@@ -164,7 +165,7 @@ class Directories:
             except ImagefsError as error:
                 errors.append(error)
         return [
-            entry or tskentry.unreadable(join(directory.path, safe_name(each.name)), each.inode, 0)
+            entry or tskentry.unreadable(join(directory.path, safe_name(each.name)), each.inode, each.type)
             for each, entry in zip(names, found, strict=True)
         ]
 
@@ -172,12 +173,10 @@ class Directories:
         name = _safe(file)
         path = join(directory.path, name)
         entry = self._entry(path, file, errors) if file.info.meta is not None else None
-        tsk_name = file.info.name
-        return name, entry or tskentry.unreadable(path, int(tsk_name.meta_addr), int(tsk_name.type))
+        number = int(file.info.name.meta_addr)
+        return name, entry or tskentry.unreadable(path, number, tskentry.name_type(file))
 
-    def _numbered(
-        self, info: Any, path: bytes, found: Name, errors: list[BaseException]
-    ) -> Entry | None:
+    def _numbered(self, info: Any, path: bytes, found: Name, errors: list[BaseException]) -> Entry | None:
         with suppress(*TSK_ERRORS):  # no such inode: the name is there all the same
             file = info.open_meta(inode=found.inode)
             if found.sequence in (None, int(file.info.meta.seq)):
@@ -293,7 +292,7 @@ def _quoted(directory: Entry) -> str:
     return f"'{printable(directory.path)}'"
 
 
-def _damage(directory: Entry, damage: bigdir.Damage) -> BrowseError:
+def _damage(directory: Entry, damage: Damage) -> BrowseError:
     return BrowseError(
         f"{damage.blocks} blocks of the directory {_quoted(directory)} are damaged",
         hint="names in them are missing",

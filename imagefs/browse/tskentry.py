@@ -126,9 +126,14 @@ def is_encrypted(streams: list[Stream]) -> bool:
     return any((s.flags & ENCRYPTED and s.type == NTFS_DATA) or s.name == b"$EFS" for s in streams)
 
 
-def unreadable(path: bytes, inode: int, name_type: int) -> Entry:
+def unreadable(path: bytes, inode: int, kind: EntryType) -> Entry:
     """A live name whose metadata cannot be read; the directory may say what it is."""
-    return Entry(path, _NAME_TYPES.get(name_type, EntryType.OTHER), 0, str(inode), flags=("unreadable",))
+    return Entry(path, kind, 0, str(inode), flags=("unreadable",))
+
+
+def name_type(file: Any) -> EntryType:
+    """What TSK's name says that it is."""
+    return _NAME_TYPES.get(int(file.info.name.type), EntryType.OTHER)
 
 
 def fetcher(handle: Handle, file: Any, stream: Stream, shown: str) -> Callable[[int, int], bytes]:
@@ -228,7 +233,8 @@ class EntryMaker:
         if self._ext is None or inode is None:
             return None
         kind, sized = _MODE_TYPES.get(inode.mode & 0xF000, _OTHER)
-        flags, rdev = (), None
+        flags: tuple[str, ...] = ()
+        rdev = None
         if kind is EntryType.DEVICE:
             flags = _DEVICE_FLAGS[4 if inode.mode & 0xF000 == 0x2000 else 5]
             rdev = inode.rdev

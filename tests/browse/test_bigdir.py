@@ -65,7 +65,9 @@ def listed(names: Names, damage: Damage) -> list[Name]:
 
 def ext(data: bytes) -> tuple[list[bytes], Damage]:
     damage = Damage()
-    return [each.name for each in listed(ExtNames(BytesReader(data), BLOCK, [Piece(0, len(data), 0)]), damage)], damage
+    return [
+        each.name for each in listed(ExtNames(BytesReader(data), BLOCK, [Piece(0, len(data), 0)]), damage)
+    ], damage
 
 
 def test_ext_names_in_order_and_without_the_dots() -> None:
@@ -88,14 +90,17 @@ def test_a_block_that_cannot_be_read_costs_its_own_names() -> None:
     data = ext_block(b"a") + ext_block(b"b") + ext_block(b"c")
     damage = Damage()
     reader = BreakingReader(BytesReader(data), BLOCK, BLOCK + 1)
-    assert [each.name for each in listed(ExtNames(reader, BLOCK, [Piece(0, len(data), 0)]), damage)] == [b"a", b"c"]
+    assert [each.name for each in listed(ExtNames(reader, BLOCK, [Piece(0, len(data), 0)]), damage)] == [
+        b"a",
+        b"c",
+    ]
     assert isinstance(damage.error, IntegrityError)
 
 
 def ntfs(root: bytes, allocation: bytes, used: bytes) -> tuple[list[tuple[bytes, int, int | None]], Damage]:
     damage = Damage()
     names = listed(NtfsNames(root, BytesReader(allocation), used), damage)
-    return [tuple(each) for each in names], damage
+    return [each[:3] for each in names], damage
 
 
 def test_ntfs_names_of_root_and_blocks() -> None:
