@@ -184,6 +184,8 @@ class EntryType(enum.StrEnum):
     SOCKET = "socket"
     OTHER = "other"
 
+    __hash__ = str.__hash__  # Enum's own is written in Python, and every look-up by type pays for it
+
 
 class Entry(NamedTuple):
     """One file or directory of a file system. A named tuple, because a folder has many of them and a

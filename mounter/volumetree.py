@@ -15,6 +15,7 @@ from mounter.entrycache import EntryCache
 
 #: The kernel's FUSE_NAME_MAX; one longer name would make it refuse the whole folder.
 NAME_MAX = 1024
+_NO_NAMES = (b"", b".", b"..")
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,34 +101,33 @@ class VolumeTree:
         folder = self._cache.folder(self.slot, above.path if above else parent or b"/")
         if not name or folder is None:
             return False, None
-        if folder.lacks(name, case_insensitive=case_insensitive):
-            return True, None
-        entry = folder.entries.get(name)
-        return entry is not None, entry
+        return True, folder.find(name, case_insensitive=case_insensitive)
 
-    def children(self, entry: Entry) -> Iterator[Entry]:
-        """The entries of a directory, as they come; a complete listing is remembered.
+    def children(self, entry: Entry) -> Iterator[tuple[bytes, Entry]]:
+        """Name and entry of all in a directory, as they come; a complete listing is remembered.
 
         Names that no path could say (a slash, a NUL, too long) are left out with a log line: the
         kernel would refuse the whole folder for one of them.
         """
         folder = self._cache.folder(self.slot, entry.path)
         if folder is not None:
-            yield from folder.entries.values()
+            yield from folder.entries.items()
             return
         seen: dict[bytes, Entry] = {}
-        limit = self._cache.largest_folder
-        complete = True
+        limit, above = self._cache.largest_folder, entry.path.rstrip(b"/") + b"/"
+        start, count = len(above), 0
         for child in self.filesystem.children(entry):
-            if not _can_be_named(child, entry):
+            name = child.path[start:]
+            if not child.path.startswith(above) or not _can_be_named(name):
                 self._log(f"{self.spec.id}: left out of {entry.path!r}: the name of {child.path[:2000]!r}")
                 continue
-            if len(seen) < limit:
-                seen[child.name] = child
-            else:
-                complete = False
-            yield child
-        if complete:
+            count += 1
+            if count <= limit:
+                seen[name] = child
+            elif seen:
+                seen = {}
+            yield name, child
+        if count <= limit:
             self._cache.keep_folder(self.slot, entry.path, seen)
 
     def close(self) -> None:
@@ -144,8 +144,7 @@ def _ask(filesystem: FileSystem, path: bytes) -> Entry | None:
         return None
 
 
-def _can_be_named(child: Entry, parent: Entry) -> bool:
-    name = child.name
-    if name in (b"", b".", b"..") or b"\0" in name or len(name) > NAME_MAX:
+def _can_be_named(name: bytes) -> bool:
+    if b"/" in name or b"\0" in name or name in _NO_NAMES:
         return False
-    return child.path == parent.path.rstrip(b"/") + b"/" + name
+    return len(name) <= NAME_MAX
