@@ -7,7 +7,7 @@ import os
 import stat
 from typing import NamedTuple
 
-from imagefs.interfaces import Entry, EntryType
+from imagefs.interfaces import Entry, EntryType, Named
 
 _TYPE_BITS = {
     EntryType.FILE: stat.S_IFREG,
@@ -25,7 +25,8 @@ _MAX_ID = 2**32 - 2  # 2**32 - 1 means "leave it" to chown and "nobody" to the k
 class Attributes(NamedTuple):
     """The fields of ``stat`` that the mount fills; times in ns since 1970, ``mode`` with type bits.
 
-    ``allocated`` is how many of the bytes may hold data, None for all of them.
+    ``allocated`` is how many of the bytes may hold data, None for all of them. ``nlink`` is 0 where
+    only type and inode are known.
     """
 
     mode: int
@@ -65,15 +66,20 @@ def attributes_of(entry: Entry, slot: int) -> Attributes:
     )
 
 
-def inode_of(entry: Entry, slot: int) -> int:
+def named(entry: Named, slot: int) -> Attributes:
+    """What is known of an entry of which only the name was listed: its type and number. No links mark it."""
+    return Attributes(_TYPE_BITS[entry.type], 0, inode_of(entry, slot), 0)
+
+
+def inode_of(entry: Entry | Named, slot: int) -> int:
     """A number that stays the same from mount to mount: slot + 1, then The Sleuth Kit's address.
 
     Hard links share theirs. An NTFS stream (``file:stream``) has the address of its file and must
     not look like a link to it, so it gets a hash in the upper half of the slot, as does any address
     that is not a number of 47 bits.
     """
-    number = entry.inode.split("-", 1)[0]
-    is_stream = "-" in entry.inode and b":" in entry.name
+    number, dash, _ = entry.inode.partition("-")
+    is_stream = bool(dash) and b":" in entry.name
     low = int(number) if number.isascii() and number.isdigit() and len(number) < 16 else -1
     if is_stream or not 0 < low < 1 << (_INODE_BITS - 1):
         digest = hashlib.blake2b(entry.inode.encode("utf-8", "surrogateescape"), digest_size=8).digest()

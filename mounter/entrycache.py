@@ -10,7 +10,7 @@ import threading
 from collections import OrderedDict
 
 from imagefs.browse.names import fold
-from imagefs.interfaces import Entry
+from imagefs.interfaces import Entry, Named
 
 #: One entry costs some 500 bytes, so both caches together stay under some 40 MB.
 MAX_ENTRIES = 65_536
@@ -21,19 +21,20 @@ class Folder:
     """Every entry of one directory by name. What has been listed answers for every name: also for
     those that file managers probe for in each folder (``.hidden``, ``autorun.inf``, ``desktop.ini``)."""
 
-    __slots__ = ("_folded", "entries")
+    __slots__ = ("_folded", "entries", "in_full")
 
-    def __init__(self, entries: dict[bytes, Entry]) -> None:
+    def __init__(self, entries: dict[bytes, Entry | Named]) -> None:
         self.entries = entries
-        self._folded: dict[bytes, Entry] | None = None
+        self.in_full = not any(isinstance(entry, Named) for entry in entries.values())
+        self._folded: dict[bytes, Entry | Named] | None = None
 
-    def find(self, name: bytes, *, case_insensitive: bool) -> Entry | None:
+    def find(self, name: bytes, *, case_insensitive: bool) -> Entry | Named | None:
         """The entry called ``name``, without case where that does not matter; None if there is none."""
         found = self.entries.get(name)
         if found is not None or not case_insensitive:
             return found
         if self._folded is None:
-            folded: dict[bytes, Entry] = {}
+            folded: dict[bytes, Entry | Named] = {}
             for each, entry in self.entries.items():
                 folded.setdefault(fold(each), entry)
             self._folded = folded
@@ -67,7 +68,7 @@ class EntryCache:
                 self._folders.move_to_end((slot, path))
             return folder
 
-    def keep_folder(self, slot: int, path: bytes, entries: dict[bytes, Entry]) -> None:
+    def keep_folder(self, slot: int, path: bytes, entries: dict[bytes, Entry | Named]) -> None:
         """Keep a complete listing; a folder that is too large is silently not kept."""
         if len(entries) > self.largest_folder:
             return

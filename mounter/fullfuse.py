@@ -45,7 +45,7 @@ def full_fuse(module: ModuleType) -> Any:
         def _readdir(self, path: bytes | None, buffer: Any, fill: Any, offset: int, info: Any) -> int:
             put = filler(ctypes.cast(fill, ctypes.c_void_p).value or 0)
             for position, name, attributes in self.operations.folder_items(offset, info.contents.fh):
-                plus = _FILL_DIR_PLUS if position <= MAX_PLUS else 0
+                plus = _FILL_DIR_PLUS if attributes.nlink and position <= MAX_PLUS else 0
                 if put(buffer, name, pack(attributes), position, plus):
                     break
             return 0

@@ -20,8 +20,8 @@ from itertools import islice
 
 from imagefs.block.views import BytesReader, extents_of
 from imagefs.errors import BrowseError, ImagefsError, PathNotFound
-from imagefs.interfaces import HOLES, Entry, EntryType, Reader, State, Writable
-from mounter.attributes import Attributes, attributes_of
+from imagefs.interfaces import HOLES, Entry, EntryType, Named, Reader, State, Writable
+from mounter.attributes import Attributes, attributes_of, named
 from mounter.entrycache import EntryCache
 from mounter.volumetree import VolumeSpec, VolumeTree
 
@@ -143,7 +143,7 @@ class MountTree:
         if node.volume is not None and node.entry is not None:
             slot = node.volume.slot
             for name, entry in node.volume.children(node.entry):
-                yield name, attributes_of(entry, slot)
+                yield name, named(entry, slot) if isinstance(entry, Named) else attributes_of(entry, slot)
             return
         for name, file in self._files.items():
             yield name, file.attributes

@@ -21,8 +21,9 @@ _DOS_NAME = 2
 _DIRECTORY = 2
 _SECTOR = 512
 _NUMBER, _ROOT = (1 << 48) - 1, 5
-#: In the highest byte of a $FILE_NAME's flags: it has an index, so it is a directory.
-_INDEXED = 0x10
+#: Flags of a $FILE_NAME: it has an index, so it is a directory; it is a link of some kind or the like.
+_INDEXED, _REPARSE = 0x10000000, 0x400
+_INDEX_TYPES = {0: EntryType.FILE, _INDEXED: EntryType.DIRECTORY}
 _DOTS = (b".", b"..")
 _EXT_TYPES = {
     1: EntryType.FILE,
@@ -34,6 +35,7 @@ _EXT_TYPES = {
     7: EntryType.SYMLINK,
 }
 _unpack_dirent = struct.Struct("<IHBB").unpack_from
+_unpack_flags = struct.Struct("<I").unpack_from
 _unpack_index = struct.Struct("<QHHH").unpack_from
 
 
@@ -213,7 +215,8 @@ def _index_entries(node: bytes, damage: Damage, start: int) -> list[Name]:
             raw = node[at + 82 : at + 82 + 2 * count]
             text = raw.decode("utf-16-le", "surrogatepass").encode("utf-8", "surrogatepass")
             if text != b"." or reference & _NUMBER != _ROOT:  # the root holds itself
-                kind = EntryType.DIRECTORY if node[at + 75] & _INDEXED else EntryType.FILE
+                flags = _unpack_flags(node, at + 72)[0]
+                kind = _INDEX_TYPES.get(flags & (_INDEXED | _REPARSE), EntryType.OTHER)
                 names.append(Name(text, reference & _NUMBER, reference >> 48, kind))
         at += length
     return names

@@ -23,7 +23,7 @@ from imagefs.browse.tskcontent import Contents
 from imagefs.browse.tskdir import Directories
 from imagefs.browse.tskhandle import TSK_ERRORS, Facts, Handle, reason
 from imagefs.errors import NotAFileSystem
-from imagefs.interfaces import Entry, Place, Reader
+from imagefs.interfaces import Entry, Named, Place, Reader
 
 _KINDS = {
     int(getattr(pytsk3, f"TSK_FS_TYPE_{constant}")): kind
@@ -163,8 +163,13 @@ class TskFileSystem:
         self._maker = tskentry.EntryMaker(facts.kind, ext=facts.ext, fat=facts.fat, mft=facts.mft)
         self._contents = Contents(handle, facts)
         self._root: Entry | None = None
-        scan = Directories(handle, facts, self._maker).scan
-        self._listings = Listings(scan, case_insensitive=self.case_insensitive, readlink=self.readlink)
+        self._directories = Directories(handle, facts, self._maker)
+        self._listings = Listings(
+            self._directories.scan,
+            case_insensitive=self.case_insensitive,
+            readlink=self.readlink,
+            find=self._directories.find,
+        )
 
     @property
     def label(self) -> str:
@@ -185,6 +190,9 @@ class TskFileSystem:
 
     def children(self, entry: Entry, /) -> Iterator[Entry]:
         return self._listings.children(entry)
+
+    def names(self, entry: Entry, /) -> Iterator[Entry | Named]:
+        return self._listings.kept(entry) or self._directories.names(entry)
 
     def open(self, entry: Entry, /) -> Reader:
         return self._contents.open(entry)

@@ -22,7 +22,7 @@ from imagefs.browse.names import FOLDED_KINDS, fold, join, printable, repeated, 
 from imagefs.browse.tskhandle import TSK_ERRORS, Facts, Handle
 from imagefs.browse.usage import EXFAT_SYSTEM
 from imagefs.errors import BrowseError, ImagefsError
-from imagefs.interfaces import Entry
+from imagefs.interfaces import Entry, EntryType, Named
 
 #: Entries made under one hold of the lock.
 _BATCH = 128
@@ -31,6 +31,8 @@ _BIG = 4 << 20
 _KEPT_NAMES = 2_000_000
 #: From this size on TSK's quadratic listing is worse than our own.
 _QUADRATIC = 256 << 10
+#: Types that a directory tells for sure and whose entries need no look of their own.
+_PLAIN = frozenset({EntryType.FILE, EntryType.SYMLINK, EntryType.FIFO, EntryType.SOCKET})
 _VIRTUAL = (10, 11)
 _NAME_DIRECTORY, _NAME_UNALLOCATED = 3, 2
 _INDEX_ROOT, _INDEX_ALLOCATION, _BITMAP = 144, 160, 176
@@ -65,6 +67,33 @@ class Directories:
                 errors.insert(0, damage.error or _damage(directory, damage))
         if errors:
             raise errors[0]
+
+    def names(self, directory: Entry) -> Iterator[Entry | Named]:
+        """The same, but only directories are looked at where the directory tells enough of the rest."""
+        names = self._names_of(directory)
+        if names is None:
+            yield from self.scan(directory)
+            return
+        damage, twice = Damage(), False
+        if names.size < _BIG:
+            blocks: Iterable[tuple[int, list[Name]]] = list(names.blocks(damage))
+            found = [safe_name(each.name) for _, block in blocks for each in block]
+            twice = len(set(found)) != len(found)
+        else:
+            index = self._index(directory, names)
+            blocks, twice = names.blocks(damage), bool(index and index.repeated)
+        if twice or damage.blocks:
+            yield from self.scan(directory)
+            return
+        errors: list[BaseException] = []
+        for _, block in blocks:
+            for each in block:
+                if each.type in _PLAIN:
+                    yield Named(safe_name(each.name), each.type, str(each.inode))
+                else:
+                    yield from self._entries(directory, [each], errors)
+        if damage.blocks or errors:
+            raise errors[0] if errors else damage.error or _damage(directory, damage)
 
     def find(self, directory: Entry, name: bytes) -> list[Entry] | None:
         """The entries of a large directory that may be called ``name``, with equal names told apart;
