@@ -26,9 +26,10 @@ from imagefs.interfaces import Entry, EntryType, Named
 
 #: Entries made under one hold of the lock.
 _BATCH = 128
-#: Directories from this size on are not held in memory but indexed: 16 bytes a name.
-_BIG = 4 << 20
-_KEPT_NAMES = 2_000_000
+#: Directories from this size on are not held in memory but indexed, up to that one; the indexes of so
+#: many names are kept, at 12 bytes each. Names after so many are not told apart from those before.
+_BIG, _MAX_INDEXED = 1 << 20, 96 << 20
+_KEPT_NAMES, _MAX_SEEN = 4_000_000, 1 << 20
 #: From this size on TSK's quadratic listing is worse than our own.
 _QUADRATIC = 256 << 10
 #: Types that a directory tells for sure and whose entries need no look of their own.
@@ -62,7 +63,8 @@ class Directories:
             if names.size < _BIG:
                 yield from self._small(directory, list(names.blocks(damage)), errors)
             else:
-                yield from self._large(directory, names, damage, errors)
+                for block in self._apart(directory, names, damage):
+                    yield from self._entries(directory, block, errors)
             if damage.blocks:
                 errors.insert(0, damage.error or _damage(directory, damage))
         if errors:
@@ -70,48 +72,68 @@ class Directories:
 
     def names(self, directory: Entry) -> Iterator[Entry | Named]:
         """The same, but only directories are looked at where the directory tells enough of the rest."""
-        names = self._names_of(directory)
+        names, damage = self._names_of(directory), Damage()
         if names is None:
             yield from self.scan(directory)
             return
-        damage, twice = Damage(), False
+        blocks: Iterable[list[Name]]
         if names.size < _BIG:
-            blocks: Iterable[tuple[int, list[Name]]] = list(names.blocks(damage))
-            found = [safe_name(each.name) for _, block in blocks for each in block]
-            twice = len(set(found)) != len(found)
+            blocks = [
+                [each._replace(name=safe_name(each.name)) for each in b] for _, b in names.blocks(damage)
+            ]
+            found = [each.name for block in blocks for each in block]
+            if damage.blocks or len(set(found)) != len(found):
+                yield from self.scan(directory)
+                return
         else:
-            index = self._index(directory, names)
-            blocks, twice = names.blocks(damage), bool(index and index.repeated)
-        if twice or damage.blocks:
-            yield from self.scan(directory)
-            return
+            blocks = self._apart(directory, names, damage)
         errors: list[BaseException] = []
-        for _, block in blocks:
+        for block in blocks:
             for each in block:
                 if each.type in _PLAIN:
-                    yield Named(safe_name(each.name), each.type, str(each.inode))
+                    yield Named(each.name, each.type, str(each.inode))
                 else:
                     yield from self._entries(directory, [each], errors)
         if damage.blocks or errors:
             raise errors[0] if errors else damage.error or _damage(directory, damage)
 
     def find(self, directory: Entry, name: bytes) -> list[Entry] | None:
-        """The entries of a large directory that may be called ``name``, with equal names told apart;
-        None for a directory that is better scanned."""
-        index = self._index(directory, self._names_of(directory))
-        if index is None or index.repeated or index.damage.blocks:
+        """The entries of a large directory that are called ``name``, or so but for case; None for a
+        directory that is better scanned."""
+        names = self._names_of(directory)
+        if names is None or not _BIG <= names.size <= _MAX_INDEXED:
+            return None
+        index = self._indexes.get(directory.inode, lambda: NameIndex.of(names, self._key))
+        found = list(index.find(name))
+        base, mark, number = name.rpartition(b"~")
+        if not found and mark and number.isdigit():
+            found = [each._replace(name=name) for each in index.find(base) if each.inode == int(number)][:1]
+        if not found and index.damage.blocks:
             return None
         errors: list[BaseException] = []
-        found = self._entries(directory, list(index.find(name)), errors)
+        entries = self._entries(directory, found, errors)
         if errors:
             raise errors[0]
-        return found
+        return entries
 
-    def _index(self, directory: Entry, names: Names | None) -> NameIndex | None:
-        if names is None or names.size < _BIG:
-            return None
-        key = self._key
-        return self._indexes.get(directory.inode, lambda: NameIndex(names, key))
+    def _apart(self, directory: Entry, names: Names, damage: Damage) -> Iterator[list[Name]]:
+        """The blocks of a large directory, with names as they are shown: one that was there before gets
+        its inode, so that the first can be shown at once. A complete pass leaves an index behind."""
+        index, seen = NameIndex(names, self._key), set[int]()
+        for start, block in names.blocks(damage):
+            shown = [safe_name(each.name) for each in block]
+            if names.size <= _MAX_INDEXED:
+                index.add(start, shown)
+            for at, name in enumerate(shown):
+                key = hash(name)
+                if key in seen:
+                    shown[at] = name + b"~%d" % block[at].inode
+                elif len(seen) < _MAX_SEEN:
+                    seen.add(key)
+            yield [each._replace(name=name) for each, name in zip(block, shown, strict=True)]
+        index.damage = damage
+        if names.size <= _MAX_INDEXED:
+            self._indexes.get(directory.inode, index.seal)
 
     def _small(
         self, directory: Entry, blocks: list[tuple[int, list[Name]]], errors: list[BaseException]
@@ -122,18 +144,6 @@ class Directories:
             return iter(entries)
         shown = [entry.name for entry in entries]
         return _distinct(directory, shown, zip(shown, entries, strict=True))
-
-    def _large(
-        self, directory: Entry, names: Names, damage: Damage, errors: list[BaseException]
-    ) -> Iterator[Entry]:
-        """One block after the other: a million entries take no room."""
-        index = self._index(directory, names)
-        blocks = (self._entries(directory, block, errors) for _, block in names.blocks(damage))
-        entries = (entry for block in blocks for entry in block)
-        if index is None or not index.repeated:
-            return entries
-        shown = [safe_name(each.name) for _, block in names.blocks(Damage()) for each in block]
-        return _distinct(directory, shown, ((entry.name, entry) for entry in entries))
 
     def _open(self, directory: Entry) -> tuple[Any, list[bytes]]:
         """TSK's directory, set to its start, and the names in it."""

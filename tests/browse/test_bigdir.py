@@ -12,15 +12,9 @@ from imagefs.block.views import BytesReader
 from imagefs.browse.bigdir import Damage, ExtNames, Name, Names, NtfsNames
 from imagefs.browse.content import Piece
 from imagefs.errors import IntegrityError
-from tests.browse.disks import BreakingReader
+from tests.browse.disks import BreakingReader, dirent
 
 BLOCK = 1024
-
-
-def dirent(inode: int, name: bytes, length: int = 0, kind: int = 1) -> bytes:
-    size = 8 + len(name) + -len(name) % 4
-    length = length or size
-    return (struct.pack("<IHBB", inode, length, len(name), kind) + name).ljust(length, b"\0")
 
 
 def ext_block(*names: bytes) -> bytes:
