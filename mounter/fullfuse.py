@@ -77,8 +77,11 @@ def stat_packer(layout: Any) -> Callable[[Attributes], bytes]:
         at = offset + size
     pack = struct.Struct("".join([*words, f"{ctypes.sizeof(layout) - at}x"])).pack
     in_order = itemgetter(*order)
+    nothing = (0,) * (_FIRST_TIME - 2 + 6)
 
     def packed(a: Attributes) -> bytes:
+        if not a.nlink:  # no more is known
+            return pack(*in_order((a.mode, a.inode, *nothing)))
         used = a.size if a.allocated is None else a.allocated
         values = (
             *(a.mode, a.inode, a.nlink, a.uid, a.gid, a.rdev, a.size, (used + 511) >> 9),

@@ -76,11 +76,8 @@ class Directories:
         if names is None:
             yield from self.scan(directory)
             return
-        blocks: Iterable[list[Name]]
         if names.size < _BIG:
-            blocks = [
-                [each._replace(name=safe_name(each.name)) for each in b] for _, b in names.blocks(damage)
-            ]
+            blocks: Iterable[list[Name]] = [_safe_names(block) for _, block in names.blocks(damage)]
             found = [each.name for block in blocks for each in block]
             if damage.blocks or len(set(found)) != len(found):
                 yield from self.scan(directory)
@@ -130,7 +127,7 @@ class Directories:
                     shown[at] = name + b"~%d" % block[at].inode
                 elif len(seen) < _MAX_SEEN:
                     seen.add(key)
-            yield [each._replace(name=name) for each, name in zip(block, shown, strict=True)]
+            yield _renamed(block, shown)
         index.damage = damage
         if names.size <= _MAX_INDEXED:
             self._indexes.get(directory.inode, index.seal)
@@ -300,6 +297,15 @@ class Directories:
             root, used = (_whole(file, found[kind]) for kind in (_INDEX_ROOT, _BITMAP))
         content = FetchReader(tree.size, tskentry.fetcher(self._handle, file, tree, shown), label=shown)
         return NtfsNames(root, content, used)
+
+
+def _safe_names(block: list[Name]) -> list[Name]:
+    return _renamed(block, [safe_name(each.name) for each in block])
+
+
+def _renamed(block: list[Name], shown: list[bytes]) -> list[Name]:
+    pairs = zip(block, shown, strict=True)
+    return [each if name == each.name else each._replace(name=name) for each, name in pairs]
 
 
 def _distinct(
