@@ -96,6 +96,7 @@ def test_small_folders_are_the_same_through_the_index(ext4: Path, monkeypatch: p
         found = [entry for path in (b"/", b"/many", b"/d") for entry in fs.children(fs.lookup(path))]
         again = [fs.lookup(entry.path) for entry in found]
         fs.close()
+        reader.close()
         assert again == found
         return list(found)
 
@@ -122,6 +123,7 @@ def test_equal_names_of_a_large_folder_are_told_apart(ext4: Path, monkeypatch: p
     for entry in shown:
         assert fs.lookup(entry.path).inode == entry.inode
     fs.close()
+    reader.close()
 
 
 def test_an_index_finds_names_without_case_and_tells_of_damage() -> None:
