@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -24,7 +23,9 @@ from benchmarks.mounts import (
     random_rate,
     sequential_rate,
 )
+from benchmarks.rows import Figure, LeftOut, Row
 from benchmarks.scale import GiantSet, giant_set
+from benchmarks.trees import tar, trees
 from benchmarks.workshop import Workshop
 from imagefs.block.devices import open_source
 from imagefs.ops.usedblocks import find_skips
@@ -35,43 +36,6 @@ SCALE_MEMORY = 300.0
 _SEED = 42
 _READS = {1: 20_000, 8: 40_000}
 _READS_QUICK = {1: 2_000, 8: 8_000}
-
-
-@dataclass(frozen=True, slots=True)
-class Figure:
-    """One row: ``ratio`` is ours over theirs; ``wanted`` the bound, an upper one unless ``at_least``.
-
-    ``ours`` and ``theirs`` are every value measured, in ``unit``.
-    """
-
-    group: str
-    name: str
-    peer: str
-    unit: str
-    ours: tuple[float, ...]
-    theirs: tuple[float, ...]
-    wanted: float
-    at_least: bool = False
-
-    @property
-    def ratio(self) -> float:
-        return median(self.ours) / median(self.theirs)
-
-    @property
-    def reached(self) -> bool:
-        return self.ratio >= self.wanted if self.at_least else self.ratio <= self.wanted
-
-
-@dataclass(frozen=True, slots=True)
-class LeftOut:
-    """A row that could not be measured here, and why."""
-
-    group: str
-    name: str
-    reason: str
-
-
-Row = Figure | LeftOut
 
 
 def capture(shop: Workshop) -> Iterator[Row]:
@@ -300,6 +264,8 @@ GROUPS: dict[str, Group] = {
     "restore": restore,
     "read": read,
     "chain": chain,
+    "trees": trees,
+    "tar": tar,
     "scale": scale,
     "memory": memory,
 }

@@ -44,19 +44,21 @@ class Served:
 
 
 @contextlib.contextmanager
-def imagefs_mount(chain: Sequence[Path], *, size: int, nobody: bool) -> Iterator[Served]:
-    """``imagefs mount`` of the last image of ``chain``, whose files are all warmed."""
-    warm(*chain)
+def imagefs_mount(chain: Sequence[Path], *, size: int, nobody: bool, cold: bool = False) -> Iterator[Served]:
+    """``imagefs mount`` of the last image of ``chain``, whose files are all warmed unless ``cold``."""
+    if not cold:
+        warm(*chain)
     with _room(nobody) as room:
         words = [program(), "mount", "--foreground", str(chain[-1]), str(room / "mount")]
-        with _serving(words, room / "mount" / "disk.raw", size=size, nobody=nobody) as served:
+        with serving(words, room / "mount" / "disk.raw", size=size, nobody=nobody) as served:
             yield served
 
 
 @contextlib.contextmanager
-def qemu_export(image: Path, *, size: int, nobody: bool) -> Iterator[Served]:
+def qemu_export(image: Path, *, size: int, nobody: bool, cold: bool = False) -> Iterator[Served]:
     """qemu-storage-daemon's FUSE export of a qcow2, over a regular file as it wants it."""
-    warm(image)
+    if not cold:
+        warm(image)
     with _room(nobody) as room:
         place = room / "export.raw"
         place.touch()
@@ -65,7 +67,7 @@ def qemu_export(image: Path, *, size: int, nobody: bool) -> Iterator[Served]:
         words += ["--blockdev", f"driver=file,node-name=file,filename={image},read-only=on"]
         words += ["--blockdev", "driver=qcow2,node-name=disk,file=file,read-only=on"]
         words += ["--export", f"type=fuse,id=fuse,node-name=disk,mountpoint={place},writable=off"]
-        with _serving(words, place, size=size, nobody=nobody) as served:
+        with serving(words, place, size=size, nobody=nobody) as served:
             yield served
 
 
@@ -124,7 +126,7 @@ def _fio_script(path: Path, offsets: Sequence[int], jobs: int, room: Path) -> Pa
 
 
 @contextlib.contextmanager
-def _serving(words: list[str], path: Path, *, size: int, nobody: bool) -> Iterator[Served]:
+def serving(words: list[str], path: Path, *, size: int, nobody: bool) -> Iterator[Served]:
     """The server runs until the block ends; its last words are told when it fails."""
     with _room(nobody) as home, tempfile.TemporaryFile() as said:
         process = subprocess.Popen(

@@ -48,6 +48,24 @@ def qemu_restore(image: Path, target: Path) -> Run:
     return run_timed(["qemu-img", "convert", "-f", "qcow2", "-O", "raw", image, target], sync=[target])
 
 
+def ewf(disk: Path, target: Path) -> Path:
+    """The whole disk as one E01, with ewfacquire's fast compression."""
+    words: list[str | Path] = [
+        "ewfacquire",
+        "-u",
+        "-q",
+        "-c",
+        "deflate:fast",
+        "-S",
+        "1EiB",
+        "-t",
+        target,
+        disk,
+    ]
+    run_timed(words)
+    return target.with_suffix(".E01")
+
+
 def zstd(disk: Path, target: Path, *, level: int) -> Run:
     words: list[str | Path] = ["zstd", "-q", "-f", "-T2", f"-{level}", disk, "-o", target]
     return run_timed(words, sync=[target])

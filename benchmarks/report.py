@@ -9,8 +9,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks.figures import Figure, LeftOut, Row
 from benchmarks.measure import median
+from benchmarks.rows import Figure, LeftOut, Row
 
 _HEAD = "| figure | beside | ours | theirs | ratio | wanted | reached |\n|---|---|---:|---:|---:|---:|---|\n"
 

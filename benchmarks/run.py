@@ -11,10 +11,11 @@ from pathlib import Path
 
 from benchmarks import peers
 from benchmarks.disk import FULL, QUICK, free_space
-from benchmarks.figures import GROUPS, Row, measure_groups
+from benchmarks.figures import GROUPS, measure_groups
 from benchmarks.measure import BenchError, say
 from benchmarks.mounts import fuse_for_everybody
 from benchmarks.report import document, machine_facts, markdown
+from benchmarks.rows import Row
 from benchmarks.workshop import Workshop
 from fixtures.tools import ToolError, missing_sentence
 

@@ -84,6 +84,11 @@ class Workshop:
         return target
 
     @functools.cached_property
+    def ewf(self) -> Path:
+        """An E01 as ewfacquire makes it."""
+        return peers.ewf(self.disk, self.work / "disk")
+
+    @functools.cached_property
     def restic(self) -> Path:
         repository = self.work / "restic"
         peers.restic_backup(self.disk, repository)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from dataclasses import dataclass
+from typing import NamedTuple
 
-from imagefs.interfaces import Entry, EntryType
+from imagefs.interfaces import Entry, EntryType, Named
 
 _TYPE_BITS = {
     EntryType.FILE: stat.S_IFREG,
@@ -22,11 +22,11 @@ _MAX_SIZE = 2**63 - 1
 _MAX_ID = 2**32 - 2  # 2**32 - 1 means "leave it" to chown and "nobody" to the kernel's id maps
 
 
-@dataclass(frozen=True, slots=True)
-class Attributes:
+class Attributes(NamedTuple):
     """The fields of ``stat`` that the mount fills; times in ns since 1970, ``mode`` with type bits.
 
-    ``allocated`` is how many of the bytes may hold data, None for all of them.
+    ``allocated`` is how many of the bytes may hold data, None for all of them. ``nlink`` is 0 where
+    only type and inode are known.
     """
 
     mode: int
@@ -51,41 +51,45 @@ def attributes_of(entry: Entry, slot: int) -> Attributes:
 
     A time that is unknown follows the modification time, an unknown modification time is 1970.
     """
-    mtime = entry.mtime_ns or 0
+    mtime, size, links = entry.mtime_ns or 0, entry.size, entry.nlink
     return Attributes(
-        mode=_type_bits(entry) | stat.S_IMODE(entry.mode),
-        size=min(max(entry.size, 0), _MAX_SIZE),
-        inode=inode_of(entry, slot),
-        nlink=min(max(entry.nlink, 1), 2**32 - 1),
-        uid=min(max(entry.uid, 0), _MAX_ID),
-        gid=min(max(entry.gid, 0), _MAX_ID),
-        mtime_ns=mtime,
-        atime_ns=mtime if entry.atime_ns is None else entry.atime_ns,
-        ctime_ns=mtime if entry.ctime_ns is None else entry.ctime_ns,
-        rdev=_device_number(entry),
+        _type_bits(entry) | entry.mode & 0o7777,
+        size if 0 <= size <= _MAX_SIZE else min(max(size, 0), _MAX_SIZE),
+        inode_of(entry, slot),
+        links if 0 < links < 1 << 32 else min(max(links, 1), 2**32 - 1),
+        entry.uid if 0 <= entry.uid <= _MAX_ID else min(max(entry.uid, 0), _MAX_ID),
+        entry.gid if 0 <= entry.gid <= _MAX_ID else min(max(entry.gid, 0), _MAX_ID),
+        mtime,
+        mtime if entry.atime_ns is None else entry.atime_ns,
+        mtime if entry.ctime_ns is None else entry.ctime_ns,
+        _device_number(entry) if entry.rdev is not None else 0,
     )
 
 
-def inode_of(entry: Entry, slot: int) -> int:
+def named(entry: Named, slot: int) -> Attributes:
+    """What is known of an entry of which only the name was listed: its type and number. No links mark it."""
+    return Attributes(_TYPE_BITS[entry.type], 0, inode_of(entry, slot), 0)
+
+
+def inode_of(entry: Entry | Named, slot: int) -> int:
     """A number that stays the same from mount to mount: slot + 1, then The Sleuth Kit's address.
 
     Hard links share theirs. An NTFS stream (``file:stream``) has the address of its file and must
     not look like a link to it, so it gets a hash in the upper half of the slot, as does any address
     that is not a number of 47 bits.
     """
-    number = entry.inode.split("-", 1)[0]
-    is_stream = "-" in entry.inode and b":" in entry.name
-    low = int(number) if number.isascii() and number.isdigit() and len(number) < 16 else -1
-    if is_stream or not 0 < low < 1 << (_INODE_BITS - 1):
+    number, dash, _ = entry.inode.partition("-")
+    is_number = len(number) < 16 and number.isascii() and number.isdigit()
+    low = int(number) if is_number else -1
+    if not 0 < low < 1 << (_INODE_BITS - 1) or (dash and b":" in entry.name):
         digest = hashlib.blake2b(entry.inode.encode("utf-8", "surrogateescape"), digest_size=8).digest()
         low = int.from_bytes(digest, "little") >> 17 | 1 << (_INODE_BITS - 1)
     return (slot + 1) << _INODE_BITS | low
 
 
 def _type_bits(entry: Entry) -> int:
-    if entry.type is EntryType.DEVICE:
-        return stat.S_IFBLK if "block" in entry.flags else stat.S_IFCHR
-    return _TYPE_BITS[entry.type]
+    bits = _TYPE_BITS.get(entry.type)
+    return bits or (stat.S_IFBLK if "block" in entry.flags else stat.S_IFCHR)
 
 
 def _device_number(entry: Entry) -> int:

@@ -8,34 +8,37 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from dataclasses import dataclass
 
-from imagefs.interfaces import Entry
+from imagefs.browse.names import fold
+from imagefs.interfaces import Entry, Named
 
-#: One entry costs about 700 bytes, so both caches together stay under some 60 MB.
+#: One entry costs some 500 bytes, so both caches together stay under some 40 MB.
 MAX_ENTRIES = 65_536
 MAX_PATHS = 16_384
 
 
-@dataclass(frozen=True, slots=True)
 class Folder:
-    """Every entry of one directory by name, and what it takes to say "no such name" without a look."""
+    """Every entry of one directory by name. What has been listed answers for every name: also for
+    those that file managers probe for in each folder (``.hidden``, ``autorun.inf``, ``desktop.ini``)."""
 
-    entries: dict[bytes, Entry]
-    lowered: frozenset[bytes] | None  # None: has names whose case only the file system can fold
+    __slots__ = ("_folded", "entries", "in_full")
 
-    @classmethod
-    def of(cls, entries: dict[bytes, Entry]) -> Folder:
-        plain = all(name.isascii() for name in entries)
-        return cls(entries, frozenset(name.lower() for name in entries) if plain else None)
+    def __init__(self, entries: dict[bytes, Entry | Named]) -> None:
+        self.entries = entries
+        self.in_full = not any(isinstance(entry, Named) for entry in entries.values())
+        self._folded: dict[bytes, Entry | Named] | None = None
 
-    def lacks(self, name: bytes, *, case_insensitive: bool) -> bool:
-        """True when ``name`` surely is not here; False when it is, or when it takes a look."""
-        if name in self.entries:
-            return False
-        if not case_insensitive:
-            return True
-        return self.lowered is not None and name.isascii() and name.lower() not in self.lowered
+    def find(self, name: bytes, *, case_insensitive: bool) -> Entry | Named | None:
+        """The entry called ``name``, without case where that does not matter; None if there is none."""
+        found = self.entries.get(name)
+        if found is not None or not case_insensitive:
+            return found
+        if self._folded is None:
+            folded: dict[bytes, Entry | Named] = {}
+            for each, entry in self.entries.items():
+                folded.setdefault(fold(each), entry)
+            self._folded = folded
+        return self._folded.get(fold(name))
 
 
 class EntryCache:
@@ -65,11 +68,11 @@ class EntryCache:
                 self._folders.move_to_end((slot, path))
             return folder
 
-    def keep_folder(self, slot: int, path: bytes, entries: dict[bytes, Entry]) -> None:
+    def keep_folder(self, slot: int, path: bytes, entries: dict[bytes, Entry | Named]) -> None:
         """Keep a complete listing; a folder that is too large is silently not kept."""
         if len(entries) > self.largest_folder:
             return
-        folder = Folder.of(entries)
+        folder = Folder(entries)
         with self._lock:
             old = self._folders.pop((slot, path), None)
             self._held += _weight(folder) - (_weight(old) if old else 0)

@@ -26,10 +26,12 @@ class FolderStream:
     def since(self, offset: int) -> Iterator[tuple[int, bytes, Attributes]]:
         if self._items is None or offset != self._next:
             self._restart(offset)
-        while (item := self._peek()) is not None:
-            yield self._next + 1, *item
+        position = self._next
+        while (item := self._waiting or self._peek()) is not None:
+            position += 1
+            yield position, *item
             self._waiting = None
-            self._next += 1
+            self._next = position
 
     def _restart(self, offset: int) -> None:
         self._items = self._all()

@@ -185,29 +185,25 @@ class MountOperations:
         self._folders[number] = _OpenFolder(node.attributes, stream, path)
         return number
 
-    def readdir_with_offset(
-        self, path: str | None, offset: int, fh: int
-    ) -> Iterator[tuple[str, dict[str, int], int]]:
-        """One buffer of a folder. Damage in the middle ends this buffer; the next one gets the error,
-        so that what can be listed is."""
-        position = offset
+    def folder_items(self, offset: int, fh: int) -> Iterator[tuple[int, bytes, Attributes]]:
+        """One buffer of a folder: where to go on, name, attributes. Damage in the middle ends this
+        buffer; the next one gets the error, so that what can be listed is."""
+        folder, position = self._folders[fh], offset
         try:
-            for item in self._listed(offset, fh):
-                position = item[2]
+            for item in folder.stream.since(offset):
+                position = item[0]
                 yield item
-        except OSError:
+        except Exception as error:
             if position == offset:
-                raise
+                self._fail(error, f"list {folder.path!r}")
+            self._note_failed(error, f"list {folder.path!r}")
 
     def readdir(self, path: str | None, fh: int) -> Iterator[tuple[str, dict[str, int], int]]:
         """The whole folder at once, for a binding that knows no offsets."""
-        return ((name, attributes, 0) for name, attributes, _ in self._listed(0, fh))
-
-    def _listed(self, offset: int, fh: int) -> Iterator[tuple[str, dict[str, int], int]]:
         folder = self._folders[fh]
         try:
-            for position, name, attributes in folder.stream.since(offset):
-                yield name.decode(ENCODING), _stat_of(attributes), position
+            for _, name, attributes in folder.stream.since(0):
+                yield name.decode(ENCODING), _stat_of(attributes), 0
         except Exception as error:
             self._fail(error, f"list {folder.path!r}")
 
@@ -225,10 +221,14 @@ class MountOperations:
             self.release(None, number)
 
     def _fail(self, error: Exception, where: str) -> NoReturn:
+        number = self._note_failed(error, where)
+        raise OSError(number, os.strerror(number)) from error
+
+    def _note_failed(self, error: Exception, where: str) -> int:
         number = errno_of(error)
         if number == errno.EIO:
             self._note(error, where)
-        raise OSError(number, os.strerror(number)) from error
+        return number
 
     def _note(self, error: Exception, where: str) -> None:
         """Count a failed request; log it unless the same thing was said before.

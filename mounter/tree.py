@@ -15,13 +15,13 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 
 from imagefs.block.views import BytesReader, extents_of
 from imagefs.errors import BrowseError, ImagefsError, PathNotFound
-from imagefs.interfaces import HOLES, Entry, EntryType, Reader, State, Writable
-from mounter.attributes import Attributes, attributes_of
+from imagefs.interfaces import HOLES, Entry, EntryType, Named, Reader, State, Writable
+from mounter.attributes import Attributes, attributes_of, named
 from mounter.entrycache import EntryCache
 from mounter.volumetree import VolumeSpec, VolumeTree
 
@@ -96,7 +96,7 @@ class MountTree:
 
     def _file_attributes(self, reader: Reader, mode: int, inode: int) -> Attributes:
         mode |= 0o200 if isinstance(reader, Writable) else 0
-        return replace(self._attributes(mode, reader.size, inode), allocated=_allocated(reader))
+        return self._attributes(mode, reader.size, inode)._replace(allocated=_allocated(reader))
 
     def _attributes(self, mode: int, size: int, inode: int, *, nlink: int = 1) -> Attributes:
         time = self._spec.mtime_ns
@@ -141,8 +141,9 @@ class MountTree:
     def children(self, node: Node) -> Iterator[tuple[bytes, Attributes]]:
         """Name and attributes of everything in a directory, as they come, without ``.`` and ``..``."""
         if node.volume is not None and node.entry is not None:
-            for entry in node.volume.children(node.entry):
-                yield entry.name, attributes_of(entry, node.volume.slot)
+            slot = node.volume.slot
+            for name, entry in node.volume.children(node.entry):
+                yield name, named(entry, slot) if isinstance(entry, Named) else attributes_of(entry, slot)
             return
         for name, file in self._files.items():
             yield name, file.attributes

@@ -10,11 +10,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from imagefs.errors import BrowseError, FormatError, ImagefsError, IntegrityError, PathNotFound, line_of
-from imagefs.interfaces import Entry, FileSystem, Reader
+from imagefs.interfaces import Entry, FileSystem, ListsNames, Named, Reader
 from mounter.entrycache import EntryCache
 
 #: The kernel's FUSE_NAME_MAX; one longer name would make it refuse the whole folder.
 NAME_MAX = 1024
+#: So many folders are listed with all that is known of their entries before names alone are tried.
+_IN_FULL = 8
+_NO_NAMES = (b"", b".", b"..")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +41,7 @@ class VolumeTree:
         self._filesystem: FileSystem | None = None
         self._root: Entry | None = None
         self._reason: str | None = None
+        self._in_full = _IN_FULL
 
     def reason(self) -> str | None:
         """Why there is no tree to show, None when there is one. Opens the file system.
@@ -97,37 +101,54 @@ class VolumeTree:
     def _from_folder(self, path: bytes, *, case_insensitive: bool) -> tuple[bool, Entry | None]:
         parent, _, name = path.rpartition(b"/")
         _, above = self._cache.path(self.slot, parent or b"/")
-        folder = self._cache.folder(self.slot, above.path if above else parent or b"/")
+        shown = above.path if above else parent or b"/"
+        folder = self._cache.folder(self.slot, shown)
         if not name or folder is None:
             return False, None
-        if folder.lacks(name, case_insensitive=case_insensitive):
-            return True, None
-        entry = folder.entries.get(name)
-        return entry is not None, entry
+        found = folder.find(name, case_insensitive=case_insensitive)
+        if not isinstance(found, Named):
+            return True, found
+        self._in_full = _IN_FULL
+        for _ in self._list(self.lookup(shown), in_full=True):  # the others will be asked for next
+            pass
+        whole = self._cache.folder(self.slot, shown)
+        found = whole.find(name, case_insensitive=case_insensitive) if whole else None
+        return isinstance(found, Entry), found if isinstance(found, Entry) else None
 
-    def children(self, entry: Entry) -> Iterator[Entry]:
-        """The entries of a directory, as they come; a complete listing is remembered.
+    def children(self, entry: Entry) -> Iterator[tuple[bytes, Entry | Named]]:
+        """Name and entry of all in a directory, as they come; a complete listing is remembered.
 
-        Names that no path could say (a slash, a NUL, too long) are left out with a log line: the
-        kernel would refuse the whole folder for one of them.
+        After some folders of whose entries nothing more was asked, only names are listed; once
+        more is asked of a file that was listed so, entries are whole again.
         """
         folder = self._cache.folder(self.slot, entry.path)
-        if folder is not None:
-            yield from folder.entries.values()
-            return
-        seen: dict[bytes, Entry] = {}
-        limit = self._cache.largest_folder
-        complete = True
-        for child in self.filesystem.children(entry):
-            if not _can_be_named(child, entry):
-                self._log(f"{self.spec.id}: left out of {entry.path!r}: the name of {child.path[:2000]!r}")
-                continue
-            if len(seen) < limit:
-                seen[child.name] = child
+        if folder is not None and (folder.in_full or self._in_full <= 0):
+            return iter(folder.entries.items())
+        self._in_full = max(0, self._in_full - 1)
+        return self._list(entry, in_full=self._in_full > 0)
+
+    def _list(self, entry: Entry, *, in_full: bool) -> Iterator[tuple[bytes, Entry | Named]]:
+        """Names that no path could say (a slash, a NUL, too long) are left out with a log line: the
+        kernel would refuse the whole folder for one of them."""
+        filesystem, above = self.filesystem, entry.path.rstrip(b"/") + b"/"
+        lister = filesystem if not in_full and isinstance(filesystem, ListsNames) else None
+        limit, start, count = self._cache.largest_folder, len(above), 0
+        seen: dict[bytes, Entry | Named] = {}
+        for child in lister.names(entry) if lister else filesystem.children(entry):
+            if isinstance(child, Named):
+                name, right = child.name, True
             else:
-                complete = False
-            yield child
-        if complete:
+                name, right = child.path[start:], child.path.startswith(above)
+            if not right or not _can_be_named(name):
+                self._log(f"{self.spec.id}: left out of {entry.path!r}: the name of {child[0][:2000]!r}")
+                continue
+            count += 1
+            if count <= limit:
+                seen[name] = child
+            elif seen:
+                seen = {}
+            yield name, child
+        if count <= limit:
             self._cache.keep_folder(self.slot, entry.path, seen)
 
     def close(self) -> None:
@@ -144,8 +165,7 @@ def _ask(filesystem: FileSystem, path: bytes) -> Entry | None:
         return None
 
 
-def _can_be_named(child: Entry, parent: Entry) -> bool:
-    name = child.name
-    if name in (b"", b".", b"..") or b"\0" in name or len(name) > NAME_MAX:
+def _can_be_named(name: bytes) -> bool:
+    if b"/" in name or b"\0" in name or name in _NO_NAMES:
         return False
-    return child.path == parent.path.rstrip(b"/") + b"/" + name
+    return len(name) <= NAME_MAX

@@ -1,7 +1,7 @@
-"""The names in large directories of ext and NTFS, read straight from the directory's own blocks.
+"""The names in directories of ext and NTFS, read straight from the directory's own blocks.
 
 TSK compares each name with all before it: 60,000 entries take it six seconds, a million half an hour.
-Here a directory is read once, block by block, in memory that does not grow with it. A block that makes
+Here a directory is read block by block, in memory that does not grow with it. A block that makes
 no sense is skipped and counted. Bytes in, names out: where the blocks come from is the caller's matter.
 """
 
@@ -10,23 +10,43 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
+from imagefs.browse.content import Piece
 from imagefs.errors import ImagefsError
-from imagefs.interfaces import Reader
+from imagefs.interfaces import EntryType, Reader
 
 _STEP = 1 << 20
 _DOS_NAME = 2
 _DIRECTORY = 2
 _SECTOR = 512
+_NUMBER, _ROOT = (1 << 48) - 1, 5
+#: Flags of a $FILE_NAME: it has an index, so it is a directory; it is a link of some kind or the like.
+_INDEXED, _REPARSE = 0x10000000, 0x400
+_INDEX_TYPES = {0: EntryType.FILE, _INDEXED: EntryType.DIRECTORY}
+_DOTS = (b".", b"..")
+_EXT_TYPES = {
+    1: EntryType.FILE,
+    2: EntryType.DIRECTORY,
+    3: EntryType.DEVICE,
+    4: EntryType.DEVICE,
+    5: EntryType.FIFO,
+    6: EntryType.SOCKET,
+    7: EntryType.SYMLINK,
+}
+_unpack_dirent = struct.Struct("<IHBB").unpack_from
+_unpack_flags = struct.Struct("<I").unpack_from
+_unpack_index = struct.Struct("<QHHH").unpack_from
 
 
-@dataclass(frozen=True, slots=True)
-class Name:
-    """``sequence`` must be that of the metadata it points to on NTFS; None elsewhere."""
+class Name(NamedTuple):
+    """``sequence`` must be that of the metadata it points to on NTFS, None elsewhere; ``type`` is the
+    directory's word, OTHER where it has none."""
 
     name: bytes
     inode: int
     sequence: int | None = None
+    type: EntryType = EntryType.OTHER
 
 
 @dataclass(slots=True)
@@ -43,55 +63,118 @@ class Damage:
         self.error = self.error or error
 
 
-def ext_names(content: Reader, block_size: int, damage: Damage) -> Iterator[Name]:
-    """Live names of an ext directory, linear or hashed: the blocks of the hash tree look empty."""
-    for start, block in _blocks(content, block_size, damage):
-        at = 0
-        while at + 8 <= len(block):
-            inode, length, size, kind = struct.unpack_from("<IHBB", block, at)
-            if length in (0, 65535):
-                length = 65536
-            if length < 8 + size or length % 4 or at + length > len(block):
-                damage.note(start + at)
-                break
+class Names(Protocol):
+    """The names of one directory, block by block. Safe in several threads; keeps nothing."""
+
+    @property
+    def size(self) -> int:
+        """How many bytes the blocks have."""
+        ...
+
+    def blocks(self, damage: Damage) -> Iterator[tuple[int, list[Name]]]:
+        """Where each block begins and the names in it, in the order of the disk."""
+        ...
+
+    def block(self, start: int) -> list[Name]:
+        """The names in the block that begins at ``start``, which ``blocks`` has told."""
+        ...
+
+
+class ExtNames:
+    """Live names of an ext directory, linear or hashed: the blocks of the hash tree look empty.
+
+    ``pieces`` tell where its blocks lie; holes are passed, however long they are.
+    """
+
+    def __init__(self, content: Reader, block_size: int, pieces: list[Piece]) -> None:
+        self._content = content
+        self._block_size = block_size
+        self._pieces = pieces
+        self.size = sum(piece.length for piece in self._pieces if piece.source is not None)
+
+    def blocks(self, damage: Damage) -> Iterator[tuple[int, list[Name]]]:
+        for piece in self._pieces:
+            if piece.source is None:
+                damage.note(piece.start)
+                continue
+            end = piece.start + piece.length
+            for start, block in _blocks(self._content, piece.start, end, self._block_size, damage):
+                yield start, _ext_block(block, start, damage)
+
+    def block(self, start: int) -> list[Name]:
+        return _ext_block(self._content.read_at(start, self._block_size), start, Damage())
+
+
+def _ext_block(block: bytes, start: int, damage: Damage) -> list[Name]:
+    at, end, names = 0, len(block), []
+    while at + 8 <= end:
+        inode, length, size, kind = _unpack_dirent(block, at)
+        if length in (0, 65535):
+            length = 65536
+        if length < 8 + size or length & 3 or at + length > end:
+            damage.note(start + at)
+            break
+        if inode and size:
             name = block[at + 8 : at + 8 + size]
-            if inode and name and not (name in (b".", b"..") and kind in (0, _DIRECTORY)):
-                yield Name(name, inode)
-            at += length
+            if size > 2 or name not in _DOTS or kind not in (0, _DIRECTORY):
+                names.append(Name(name, inode, None, _EXT_TYPES.get(kind, EntryType.OTHER)))
+        at += length
+    return names
 
 
-def ntfs_names(root: bytes, allocation: Reader, used: bytes, damage: Damage) -> Iterator[Name]:
-    """Live names of an NTFS directory: $INDEX_ROOT, $INDEX_ALLOCATION and its $BITMAP."""
-    if len(root) < 32:
-        damage.note(0)
-        return
-    yield from _index_entries(root[16:], damage, 0)
-    size = struct.unpack_from("<I", root, 8)[0]
-    if size not in (512, 1024, 2048, 4096, 8192, 16384, 32768, 65536):
-        damage.note(0)
-        return
-    for start, raw in _blocks(allocation, size, damage):
-        number = start // size
-        if number // 8 < len(used) and used[number // 8] >> number % 8 & 1:
-            block = _unfixed(raw)
-            if block is None:
-                damage.note(start)
-            else:
-                yield from _index_entries(block[24:], damage, start)
+class NtfsNames:
+    """Live names of an NTFS directory: $INDEX_ROOT (at -1), $INDEX_ALLOCATION and its $BITMAP."""
+
+    def __init__(self, root: bytes, allocation: Reader, used: bytes) -> None:
+        self._root = root
+        self._allocation = allocation
+        self._used = used
+        self._block_size = struct.unpack_from("<I", root, 8)[0] if len(root) >= 32 else 0
+        self.size = allocation.size
+
+    def blocks(self, damage: Damage) -> Iterator[tuple[int, list[Name]]]:
+        if len(self._root) < 32:
+            damage.note(0)
+            return
+        yield -1, _index_entries(self._root[16:], damage, 0)
+        size, used = self._block_size, self._used
+        if size not in (512, 1024, 2048, 4096, 8192, 16384, 32768, 65536):
+            damage.note(0)
+            return
+        for start, raw in _blocks(self._allocation, 0, self._allocation.size, size, damage):
+            number = start // size
+            if number // 8 < len(used) and used[number // 8] >> number % 8 & 1:
+                yield start, self._names(raw, start, damage)
+
+    def block(self, start: int) -> list[Name]:
+        if start < 0:
+            return _index_entries(self._root[16:], Damage(), 0)
+        return self._names(self._allocation.read_at(start, self._block_size), start, Damage())
+
+    def _names(self, raw: bytes, start: int, damage: Damage) -> list[Name]:
+        block = _unfixed(raw)
+        if block is None:
+            damage.note(start)
+            return []
+        return _index_entries(block[24:], damage, start)
 
 
-def _blocks(content: Reader, size: int, damage: Damage) -> Iterator[tuple[int, bytes]]:
+def _blocks(content: Reader, first: int, end: int, size: int, damage: Damage) -> Iterator[tuple[int, bytes]]:
     """The blocks that can be read; of a stretch that cannot, each block is tried by itself."""
     step = max(size, _STEP // size * size)
-    for offset in range(0, content.size, step):
+    for offset in range(first, end, step):
+        stop = min(offset + step, end)
         try:
-            data = content.read_at(offset, step)
+            data = content.read_at(offset, stop - offset)
         except ImagefsError:
-            for at in range(offset, min(offset + step, content.size), size):
+            for at in range(offset, stop, size):
                 try:
-                    yield at, content.read_at(at, size)
+                    yield at, content.read_at(at, min(size, stop - at))
                 except ImagefsError as error:
                     damage.note(at, error)
+            continue
+        if len(data) <= size:
+            yield offset, data
             continue
         for at in range(0, len(data), size):
             yield offset + at, data[at : at + size]
@@ -113,19 +196,27 @@ def _unfixed(raw: bytes) -> bytes | None:
     return bytes(block)
 
 
-def _index_entries(node: bytes, damage: Damage, start: int) -> Iterator[Name]:
+def _index_entries(node: bytes, damage: Damage, start: int) -> list[Name]:
     """The entries of an index node, from its header on."""
     at, end = struct.unpack_from("<II", node)
-    end = min(end, len(node))
+    end, names = min(end, len(node)), []
     while at + 16 <= end:
-        reference, length, key, flags = struct.unpack_from("<QHHH", node, at)
+        reference, length, key, flags = _unpack_index(node, at)
         if flags & 2:
-            return
+            break
         if length < 16 or at + length > end or (key and (key < 66 or key > length - 16)):
             damage.note(start + at)
-            return
-        name = node[at + 16 + 66 : at + 16 + 66 + 2 * node[at + 16 + 64]] if key else b""
-        if name and node[at + 16 + 65] != _DOS_NAME:
-            text = name.decode("utf-16-le", "surrogatepass").encode("utf-8", "surrogatepass")
-            yield Name(text, reference & (1 << 48) - 1, reference >> 48)
+            break
+        count = node[at + 80] if key else 0
+        if count and 66 + 2 * count > key:
+            damage.note(start + at)
+            break
+        if count and node[at + 81] != _DOS_NAME:
+            raw = node[at + 82 : at + 82 + 2 * count]
+            text = raw.decode("utf-16-le", "surrogatepass").encode("utf-8", "surrogatepass")
+            if text != b"." or reference & _NUMBER != _ROOT:  # the root holds itself
+                flags = _unpack_flags(node, at + 72)[0]
+                kind = _INDEX_TYPES.get(flags & (_INDEXED | _REPARSE), EntryType.OTHER)
+                names.append(Name(text, reference & _NUMBER, reference >> 48, kind))
         at += length
+    return names

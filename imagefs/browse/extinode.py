@@ -11,9 +11,11 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 from imagefs.browse.content import Piece
 from imagefs.browse.extmap import map_file
+from imagefs.errors import ImagefsError
 from imagefs.interfaces import Reader
 
 _MAGIC = 0xEF53
@@ -22,9 +24,14 @@ _INCOMPAT_ENCRYPT = 0x10000
 _FLAG_COMPRESSED, _FLAG_ENCRYPTED = 0x4, 0x800
 _FLAG_EXTENTS, _FLAG_INLINE = 0x80000, 0x10000000
 _TYPE, _CHAR, _DIRECTORY, _BLOCK, _REGULAR, _SYMLINK = 0xF000, 0x2000, 0x4000, 0x6000, 0x8000, 0xA000
-#: mode, uid, size, atime, ctime, mtime, dtime, gid, nlink, blocks, flags
-_FIXED = struct.Struct("<HHIiiiiHHII")
-_PIECE = 4096
+#: mode, uid, size, atime, ctime, mtime, gid, nlink, flags, i_block, high size, high uid, high gid
+_FIXED = struct.Struct("<HHIiii4xHH4xI4x60s8xI8xHH4x")
+#: The same, and the extra size, the extra words of ctime, mtime and atime, crtime and its extra word.
+_WHOLE = struct.Struct(_FIXED.format + "H2xIIIiI")
+_LARGE = 160
+_SECOND = 1_000_000_000
+#: How much of an inode table is read at once, and how many such pieces are kept.
+_PIECE, _PIECES = 32 << 10, 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +50,7 @@ class Superblock:
     label: str
 
 
-@dataclass(frozen=True, slots=True)
-class Inode:
+class Inode(NamedTuple):
     """Times in ns since 1970; ``crtime_ns`` None where the inode has no room for it. ``mode`` holds
     the type too; ``block`` is where extents or block pointers begin, or a short symlink's target."""
 
@@ -58,8 +64,12 @@ class Inode:
     atime_ns: int
     ctime_ns: int
     crtime_ns: int | None
-    rdev: tuple[int, int] | None
     block: bytes
+
+    @property
+    def rdev(self) -> tuple[int, int] | None:
+        """(major, minor) of a device."""
+        return _rdev(self.block) if self.mode & _TYPE in (_CHAR, _BLOCK) else None
 
     @property
     def link(self) -> bytes | None:
@@ -92,33 +102,55 @@ def read_superblock(reader: Reader) -> Superblock | None:
 
 
 class ExtInodes:
-    """Looks inodes up by number. Keeps the last pieces it read; safe in several threads."""
+    """Looks inodes up by number. Keeps the last pieces of tables it read; safe in several threads."""
 
     def __init__(self, reader: Reader, superblock: Superblock) -> None:
         self._super = superblock
         self._reader = reader
-        self._piece = lru_cache(maxsize=64)(lambda index: reader.read_at(index * _PIECE, _PIECE))
+        self.may_refuse = bool(superblock.incompat & (_INCOMPAT_ENCRYPT | _INCOMPAT_COMPRESSION))
+        self._last = 0 if superblock.incompat & _INCOMPAT_META_BG else superblock.inodes
+        self._per_group, self._size = superblock.inodes_per_group, superblock.inode_size
+        self._step = max(1, _PIECE // superblock.inode_size)
+        self._piece = lru_cache(maxsize=_PIECES)(self._read_piece)
         self._table = lru_cache(maxsize=4096)(self._read_table)
 
     def get(self, number: int) -> Inode | None:
         """Inode ``number``; None where it cannot be found (``meta_bg``, a number out of range)."""
-        place = self.place(number)
-        raw = self._bytes(place, min(self._super.inode_size, 160)) if place is not None else b""
-        return decode_inode(raw) if len(raw) >= 128 else None
+        if not 1 <= number <= self._last:
+            return None
+        group, index = divmod(number - 1, self._per_group)
+        piece, at = divmod(index, self._step)
+        try:
+            raw = self._piece(group, piece)
+        except ImagefsError:  # what is wanted may lie beside what cannot be read
+            raw, at = self._read(group, index, 1), 0
+        at *= self._size
+        if at + self._size <= len(raw):
+            return decode_inode(raw, at, room=self._size)
+        return decode_inode(raw, at, room=len(raw) - at) if at + 128 <= len(raw) else None
+
+    def _read_piece(self, group: int, piece: int) -> bytes:
+        first = piece * self._step
+        return self._read(group, first, min(self._step, self._per_group - first))
+
+    def _read(self, group: int, first: int, count: int) -> bytes:
+        table = self._table(group)
+        if table is None:
+            return b""
+        return self._reader.read_at(table * self._super.block_size + first * self._size, count * self._size)
 
     @property
     def size(self) -> int:
         """Bytes of one inode."""
-        return self._super.inode_size
+        return self._size
 
     def place(self, number: int) -> int | None:
         """Where inode ``number`` begins; None where that cannot be told."""
-        sb = self._super
-        if sb.incompat & _INCOMPAT_META_BG or not 1 <= number <= sb.inodes:
+        if not 1 <= number <= self._last:
             return None
-        group, index = divmod(number - 1, sb.inodes_per_group)
+        group, index = divmod(number - 1, self._per_group)
         table = self._table(group)
-        return None if table is None else table * sb.block_size + index * sb.inode_size
+        return None if table is None else table * self._super.block_size + index * self._size
 
     def pieces(self, inode: Inode, label: str) -> list[Piece] | None:
         """Where the content of an inode lies; None where it lies in the inode itself."""
@@ -147,55 +179,54 @@ class ExtInodes:
         """The first block of a group's inode table."""
         sb = self._super
         at = (sb.first_data_block + 1) * sb.block_size + group * sb.descriptor_size
-        raw = self._bytes(at, sb.descriptor_size)
+        raw = self._reader.read_at(at, sb.descriptor_size)
         if len(raw) < sb.descriptor_size:
             return None
         low = struct.unpack_from("<I", raw, 8)[0]
         high = struct.unpack_from("<I", raw, 40)[0] if sb.descriptor_size >= 64 else 0
         return int(low + (high << 32))
 
-    def _bytes(self, offset: int, length: int) -> bytes:
-        index, start = divmod(offset, _PIECE)
-        data = self._piece(index)[start : start + length]
-        if len(data) < length:
-            data += self._piece(index + 1)[: length - len(data)]
-        return data
 
-
-def decode_inode(raw: bytes) -> Inode:
-    """An inode of 128 bytes or more (only the first 160 matter)."""
-    mode, uid, size, atime, ctime, mtime, _, gid, nlink, _, flags = _FIXED.unpack_from(raw)
-    uid_high, gid_high = struct.unpack_from("<HH", raw, 120)
-    if mode & _TYPE in (_REGULAR, _DIRECTORY):
-        size += struct.unpack_from("<I", raw, 108)[0] << 32
-    extra = struct.unpack_from("<H", raw, 128)[0] if len(raw) >= 160 else 0
-    ctime_x, mtime_x, atime_x = struct.unpack_from("<III", raw, 132) if extra >= 16 else (0, 0, 0)
-    crtime = _ns(*struct.unpack_from("<iI", raw, 144)) if extra >= 24 else None
+def decode_inode(raw: bytes, start: int, *, room: int) -> Inode:
+    """The inode in the ``room`` bytes from ``start`` of ``raw``; 128 are needed, 160 matter."""
+    if room >= _LARGE:
+        mode, uid, size, atime, ctime, mtime, gid, nlink, flags, block, high, uid_high, gid_high, *more = (
+            _WHOLE.unpack_from(raw, start)
+        )
+        extra, ctime_x, mtime_x, atime_x, birth, birth_x = more
+    else:
+        mode, uid, size, atime, ctime, mtime, gid, nlink, flags, block, high, uid_high, gid_high = (
+            _FIXED.unpack_from(raw, start)
+        )
+        extra = birth = birth_x = 0
+    if extra < 16:
+        ctime_x = mtime_x = atime_x = 0
+    if high and mode & _TYPE in (_REGULAR, _DIRECTORY):
+        size += high << 32
     return Inode(
         mode,
         size,
-        uid=uid + (uid_high << 16),
-        gid=gid + (gid_high << 16),
-        nlink=nlink,
-        flags=flags,
-        mtime_ns=_ns(mtime, mtime_x),
-        atime_ns=_ns(atime, atime_x),
-        ctime_ns=_ns(ctime, ctime_x),
-        crtime_ns=crtime,
-        rdev=_rdev(raw) if mode & _TYPE in (_CHAR, _BLOCK) else None,
-        block=raw[40:100],
+        uid | uid_high << 16,
+        gid | gid_high << 16,
+        nlink,
+        flags,
+        _ns(mtime, mtime_x) if mtime_x else mtime * _SECOND,
+        _ns(atime, atime_x) if atime_x else atime * _SECOND,
+        _ns(ctime, ctime_x) if ctime_x else ctime * _SECOND,
+        _ns(birth, birth_x) if extra >= 24 else None,
+        block,
     )
 
 
 def _ns(seconds: int, extra: int) -> int:
     """Two low bits of ``extra`` go on top of the signed seconds, the rest are nanoseconds."""
     nanos = extra >> 2
-    return (seconds + ((extra & 3) << 32)) * 1_000_000_000 + (nanos if nanos < 1_000_000_000 else 0)
+    return (seconds + ((extra & 3) << 32)) * _SECOND + (nanos if nanos < _SECOND else 0)
 
 
-def _rdev(raw: bytes) -> tuple[int, int]:
+def _rdev(block: bytes) -> tuple[int, int]:
     """Device numbers: the old 8 + 8 bits in i_block[0], else the new 12 + 20 bits in i_block[1]."""
-    old, new = struct.unpack_from("<II", raw, 40)
+    old, new = struct.unpack_from("<II", block)
     if old:
         return (old >> 8) & 0xFF, old & 0xFF
     return (new >> 8) & 0xFFF, (new & 0xFF) | ((new >> 12) & 0xFFF00)

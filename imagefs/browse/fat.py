@@ -13,7 +13,6 @@ import struct
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 from imagefs.block.views import ReaderFile
@@ -202,7 +201,7 @@ class FatFileSystem:
         twice, taken = repeated(names), frozenset(names)
         for entry in entries:
             name = shown_name(entry.name, entry.inode, twice=twice, taken=taken)
-            yield replace(entry, path=join(directory.path, name))
+            yield entry._replace(path=join(directory.path, name))
 
     def _entries(self, fat: Any, directory: Entry) -> Iterator[Entry | None]:
         """The entries of a directory, slot by slot: pyfatfs would not say where they lie."""

@@ -35,7 +35,8 @@ class Listings:
     """Children and lookups over ``scan``. Safe in several threads; never locked while scanning.
 
     ``scan`` may raise after it has yielded what can be read of a damaged directory: the caller gets
-    the same, and nothing is kept.
+    the same, and nothing is kept. ``find`` gives the few children that may have a name, or None
+    where a scan must tell.
     """
 
     def __init__(
@@ -44,8 +45,10 @@ class Listings:
         *,
         case_insensitive: bool,
         readlink: Callable[[Entry], bytes],
+        find: Callable[[Entry, bytes], list[Entry] | None] = lambda directory, name: None,
     ) -> None:
         self._scan = scan
+        self._find = find
         self._readlink = readlink
         self._folds = case_insensitive
         self._kept: OrderedDict[tuple[str, bytes], Listing] = OrderedDict()
@@ -59,6 +62,11 @@ class Listings:
         if listing is not None:
             return iter(listing.entries.values())
         return self._scan_and_keep(directory)
+
+    def kept(self, directory: Entry) -> Iterator[Entry] | None:
+        """The children of a directory that is kept, None of any other."""
+        listing = self._get(directory)
+        return None if listing is None else iter(listing.entries.values())
 
     def lookup(self, root: Entry, path: bytes) -> Entry:
         entry = root
@@ -82,8 +90,9 @@ class Listings:
             return listing.find(name)
         exact = by_fold = None
         key = fold(name)
+        known = self._find(directory, name)
         try:
-            for child in self._scan_and_keep(directory):
+            for child in self._scan_and_keep(directory) if known is None else known:
                 if child.name == name:
                     exact = exact or child
                 elif self._folds and by_fold is None and fold(child.name) == key:
@@ -113,7 +122,7 @@ class Listings:
             self._keep(directory, seen)
 
     def _keep(self, directory: Entry, children: list[Entry]) -> None:
-        listing = Listing({child.name: child for child in children})
+        listing = Listing({child.path.rsplit(b"/", 1)[-1]: child for child in children})
         if self._folds:
             for child in children:
                 listing.folded.setdefault(fold(child.name), child)

@@ -15,6 +15,8 @@ FOLDED_KINDS = frozenset({"ntfs", "fat12", "fat16", "fat32", "exfat"})
 
 def safe_name(name: bytes) -> bytes:
     """``name`` as exactly one part of a path."""
+    if name.isalnum():
+        return name
     if name in (b".", b".."):
         return name.replace(b".", b"%2E")
     return name.replace(b"/", b"%2F").replace(b"\0", b"%00") or b"%"
@@ -69,4 +71,6 @@ def join(parent: bytes, name: bytes) -> bytes:
 def printable(path: bytes) -> str:
     """A path for a sentence: Unicode where it is, escapes where it is not; no control characters."""
     text = path.decode("utf-8", "backslashreplace")
+    if text.isprintable():
+        return text
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)

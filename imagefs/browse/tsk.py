@@ -13,15 +13,17 @@ from typing import Any
 import pytsk3
 
 from imagefs.browse import tskentry, usage
+from imagefs.browse.content import MappedReader
 from imagefs.browse.extinode import ExtInodes, read_superblock
 from imagefs.browse.fatdentry import Dentries
 from imagefs.browse.listing import Listings
+from imagefs.browse.mft import Mft, record_size
 from imagefs.browse.names import FOLDED_KINDS
 from imagefs.browse.tskcontent import Contents
 from imagefs.browse.tskdir import Directories
 from imagefs.browse.tskhandle import TSK_ERRORS, Facts, Handle, reason
 from imagefs.errors import NotAFileSystem
-from imagefs.interfaces import Entry, Place, Reader
+from imagefs.interfaces import Entry, Named, Place, Reader
 
 _KINDS = {
     int(getattr(pytsk3, f"TSK_FS_TYPE_{constant}")): kind
@@ -99,7 +101,7 @@ def open_tsk(reader: Reader) -> TskFileSystem:
     kind = _KINDS.get(int(info.info.ftype))
     if kind is None:
         raise NotAFileSystem("the file system is of a type that cannot be browsed")
-    return TskFileSystem(Handle(image, info), _facts(reader, info.info, kind))
+    return TskFileSystem(Handle(image, info), _facts(reader, info, kind))
 
 
 def _facts(reader: Reader, info: Any, kind: str) -> Facts:
@@ -112,11 +114,27 @@ def _facts(reader: Reader, info: Any, kind: str) -> Facts:
     return Facts(
         kind,
         reader,
-        block_size=int(info.block_size),
-        root_inode=int(info.root_inum),
+        block_size=int(info.info.block_size),
+        root_inode=int(info.info.root_inum),
         ext=ExtInodes(reader, superblock) if superblock else None,
         fat=Dentries(reader, exfat=kind == "exfat") if "fat" in kind else None,
+        mft=_mft(reader, info) if kind == "ntfs" else None,
     )
+
+
+def _mft(reader: Reader, info: Any) -> Mft | None:
+    """The records of $MFT, which TSK has found; None where they are best left to it."""
+    size = record_size(reader.read_at(0, 512))
+    try:
+        file = info.open_meta(inode=0)
+        stream = tskentry.data_stream("ntfs", tskentry.streams_of(file))
+        runs = tskentry.runs_of(file, stream) if stream else []
+    except TSK_ERRORS:
+        return None
+    if size is None or stream is None or any(run.hole for run in runs):
+        return None
+    pieces = tskentry.pieces_of(runs, int(info.info.block_size), size=stream.size, valid=stream.size)
+    return Mft(MappedReader(reader, stream.size, pieces, label="$MFT"), size)
 
 
 def _detect(image: _Image) -> Any:
@@ -142,11 +160,16 @@ class TskFileSystem:
         self.case_insensitive = facts.kind in FOLDED_KINDS
         self._handle = handle
         self._facts = facts
-        self._maker = tskentry.EntryMaker(facts.kind, ext=facts.ext, fat=facts.fat)
+        self._maker = tskentry.EntryMaker(facts.kind, ext=facts.ext, fat=facts.fat, mft=facts.mft)
         self._contents = Contents(handle, facts)
         self._root: Entry | None = None
-        scan = Directories(handle, facts, self._maker).scan
-        self._listings = Listings(scan, case_insensitive=self.case_insensitive, readlink=self.readlink)
+        self._directories = Directories(handle, facts, self._maker)
+        self._listings = Listings(
+            self._directories.scan,
+            case_insensitive=self.case_insensitive,
+            readlink=self.readlink,
+            find=self._directories.find,
+        )
 
     @property
     def label(self) -> str:
@@ -167,6 +190,9 @@ class TskFileSystem:
 
     def children(self, entry: Entry, /) -> Iterator[Entry]:
         return self._listings.children(entry)
+
+    def names(self, entry: Entry, /) -> Iterator[Entry | Named]:
+        return self._listings.kept(entry) or self._directories.names(entry)
 
     def open(self, entry: Entry, /) -> Reader:
         return self._contents.open(entry)

@@ -7,23 +7,33 @@ $FAT1, volume labels, the nameless system files of HFS+ and exFAT. NTFS's own ($
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from itertools import islice
 from typing import Any
 
-from imagefs.browse import bigdir, tskentry
+from imagefs.block.cache import BlockCache
+from imagefs.block.views import BytesReader
+from imagefs.browse import tskentry
+from imagefs.browse.bigdir import Damage, ExtNames, Name, Names, NtfsNames
 from imagefs.browse.content import FetchReader, MappedReader
-from imagefs.browse.names import join, printable, repeated, safe_name, shown_name
+from imagefs.browse.mft import pieces_of
+from imagefs.browse.nameindex import NameIndex
+from imagefs.browse.names import FOLDED_KINDS, fold, join, printable, repeated, safe_name, shown_name
 from imagefs.browse.tskhandle import TSK_ERRORS, Facts, Handle
 from imagefs.browse.usage import EXFAT_SYSTEM
 from imagefs.errors import BrowseError, ImagefsError
-from imagefs.interfaces import Entry
+from imagefs.interfaces import Entry, EntryType, Named
 
 #: Entries made under one hold of the lock.
 _BATCH = 128
+#: Directories from this size on are not held in memory but indexed, up to that one; the indexes of so
+#: many names are kept, at 12 bytes each. Names after so many are not told apart from those before.
+_BIG, _MAX_INDEXED = 1 << 20, 96 << 20
+_KEPT_NAMES, _MAX_SEEN = 4_000_000, 1 << 20
 #: From this size on TSK's quadratic listing is worse than our own.
-_BIG = 256 << 10
+_QUADRATIC = 256 << 10
+#: Types that a directory tells for sure and whose entries need no look of their own.
+_PLAIN = frozenset({EntryType.FILE, EntryType.SYMLINK, EntryType.FIFO, EntryType.SOCKET})
 _VIRTUAL = (10, 11)
 _NAME_DIRECTORY, _NAME_UNALLOCATED = 3, 2
 _INDEX_ROOT, _INDEX_ALLOCATION, _BITMAP = 144, 160, 176
@@ -31,30 +41,106 @@ _MAX_BITMAP = 8 << 20
 
 
 class Directories:
-    """Scans directories of one file system; keeps nothing."""
+    """Scans directories of one file system; keeps the indexes of a few large ones."""
 
     def __init__(self, handle: Handle, facts: Facts, maker: tskentry.EntryMaker) -> None:
         self._handle = handle
         self._facts = facts
         self._maker = maker
+        self._key = fold if facts.kind in FOLDED_KINDS else bytes
+        self._indexes = BlockCache[str, NameIndex](_KEPT_NAMES, len)
 
     def scan(self, directory: Entry) -> Iterator[Entry]:
         """The entries of a directory, read in portions. What cannot be read of it is raised after
         everything that can."""
         errors: list[BaseException] = []
-        names_of = self._names_of(directory)
-        if names_of is None:
-            opened, names = self._open(directory)
-            found = self._from_tsk(opened, directory, errors)
+        names = self._names_of(directory)
+        if names is None:
+            opened, taken = self._open(directory)
+            yield from _distinct(directory, taken, self._from_tsk(opened, directory, errors))
         else:
-            damage = bigdir.Damage()
-            names = [safe_name(each.name) for each in names_of(damage)]
+            damage = Damage()
+            if names.size < _BIG:
+                yield from self._small(directory, list(names.blocks(damage)), errors)
+            else:
+                for block in self._apart(directory, names, damage):
+                    yield from self._entries(directory, block, errors)
             if damage.blocks:
-                errors.append(damage.error or _damage(directory, damage))
-            found = self._from_names(names_of(bigdir.Damage()), directory, errors)
-        yield from _distinct(directory, names, found)
+                errors.insert(0, damage.error or _damage(directory, damage))
         if errors:
             raise errors[0]
+
+    def names(self, directory: Entry) -> Iterator[Entry | Named]:
+        """The same, but only directories are looked at where the directory tells enough of the rest."""
+        names, damage = self._names_of(directory), Damage()
+        if names is None:
+            yield from self.scan(directory)
+            return
+        if names.size < _BIG:
+            blocks: Iterable[list[Name]] = [_safe_names(block) for _, block in names.blocks(damage)]
+            found = [each.name for block in blocks for each in block]
+            if damage.blocks or len(set(found)) != len(found):
+                yield from self.scan(directory)
+                return
+        else:
+            blocks = self._apart(directory, names, damage)
+        errors: list[BaseException] = []
+        for block in blocks:
+            for each in block:
+                if each.type in _PLAIN:
+                    yield Named(each.name, each.type, str(each.inode))
+                else:
+                    yield from self._entries(directory, [each], errors)
+        if damage.blocks or errors:
+            raise errors[0] if errors else damage.error or _damage(directory, damage)
+
+    def find(self, directory: Entry, name: bytes) -> list[Entry] | None:
+        """The entries of a large directory that are called ``name``, or so but for case; None for a
+        directory that is better scanned."""
+        names = self._names_of(directory)
+        if names is None or not _BIG <= names.size <= _MAX_INDEXED:
+            return None
+        index = self._indexes.get(directory.inode, lambda: NameIndex.of(names, self._key))
+        found = list(index.find(name))
+        base, mark, number = name.rpartition(b"~")
+        if not found and mark and number.isdigit():
+            found = [each._replace(name=name) for each in index.find(base) if each.inode == int(number)][:1]
+        if not found and index.damage.blocks:
+            return None
+        errors: list[BaseException] = []
+        entries = self._entries(directory, found, errors)
+        if errors:
+            raise errors[0]
+        return entries
+
+    def _apart(self, directory: Entry, names: Names, damage: Damage) -> Iterator[list[Name]]:
+        """The blocks of a large directory, with names as they are shown: one that was there before gets
+        its inode, so that the first can be shown at once. A complete pass leaves an index behind."""
+        index, seen = NameIndex(names, self._key), set[int]()
+        for start, block in names.blocks(damage):
+            shown = [safe_name(each.name) for each in block]
+            if names.size <= _MAX_INDEXED:
+                index.add(start, shown)
+            for at, name in enumerate(shown):
+                key = hash(name)
+                if key in seen:
+                    shown[at] = name + b"~%d" % block[at].inode
+                elif len(seen) < _MAX_SEEN:
+                    seen.add(key)
+            yield _renamed(block, shown)
+        index.damage = damage
+        if names.size <= _MAX_INDEXED:
+            self._indexes.get(directory.inode, index.seal)
+
+    def _small(
+        self, directory: Entry, blocks: list[tuple[int, list[Name]]], errors: list[BaseException]
+    ) -> Iterator[Entry]:
+        names = [each for _, block in blocks for each in block]
+        entries = self._entries(directory, names, errors)
+        if len({entry.path for entry in entries}) == len(entries):
+            return iter(entries)
+        shown = [entry.name for entry in entries]
+        return _distinct(directory, shown, zip(shown, entries, strict=True))
 
     def _open(self, directory: Entry) -> tuple[Any, list[bytes]]:
         """TSK's directory, set to its start, and the names in it."""
@@ -84,40 +170,49 @@ class Directories:
                 errors.append(error)
             yield from batch
 
-    def _from_names(
-        self, names: Iterator[bigdir.Name], directory: Entry, errors: list[BaseException]
-    ) -> Iterator[tuple[bytes, Entry]]:
-        while chunk := list(islice(names, _BATCH)):
-            batch = [(safe_name(each.name), each) for each in chunk]
-            entries = [self._from_disk(join(directory.path, name), each, errors) for name, each in batch]
-            if None in entries:  # only now, and for a moment, the lock
-                try:
-                    with self._handle.hold(_quoted(directory)) as info:
-                        for at, (name, each) in enumerate(batch):
-                            path = join(directory.path, name)
-                            entries[at] = entries[at] or self._numbered(info, path, each, errors)
-                except ImagefsError as error:
-                    errors.append(error)
-            for (name, each), entry in zip(batch, entries, strict=True):
-                yield name, entry or tskentry.unreadable(join(directory.path, name), each.inode, 0)
+    def _entries(self, directory: Entry, names: list[Name], errors: list[BaseException]) -> list[Entry]:
+        """An entry for each name, read from the disk; TSK is asked only for what is left."""
+        above, make = directory.path.rstrip(b"/") + b"/", self._maker.from_disk
+        found: list[Entry | None] = []
+        for each in names:
+            try:
+                found.append(make(above + safe_name(each.name), each))
+            except ImagefsError as error:
+                errors.append(error)
+                found.append(tskentry.unreadable(above + safe_name(each.name), each.inode, each.type))
+        known = [entry for entry in found if entry is not None]
+        return known if len(known) == len(found) else self._completed(directory, names, found, errors)
 
-    def _from_disk(self, path: bytes, found: bigdir.Name, errors: list[BaseException]) -> Entry | None:
-        try:
-            return self._maker.from_disk(path, found.inode)
-        except ImagefsError as error:
-            errors.append(error)
-            return tskentry.unreadable(path, found.inode, 0)
+    def _completed(
+        self,
+        directory: Entry,
+        names: list[Name],
+        found: list[Entry | None],
+        errors: list[BaseException],
+    ) -> list[Entry]:
+        """The same with what is None filled in, in portions: the lock is held for moments only."""
+        left = [at for at, entry in enumerate(found) if entry is None]
+        for first in range(0, len(left), _BATCH):
+            try:
+                with self._handle.hold(_quoted(directory)) as info:
+                    for at in left[first : first + _BATCH]:
+                        path = join(directory.path, safe_name(names[at].name))
+                        found[at] = self._numbered(info, path, names[at], errors)
+            except ImagefsError as error:
+                errors.append(error)
+        return [
+            entry or tskentry.unreadable(join(directory.path, safe_name(each.name)), each.inode, each.type)
+            for each, entry in zip(names, found, strict=True)
+        ]
 
     def _named(self, file: Any, directory: Entry, errors: list[BaseException]) -> tuple[bytes, Entry]:
         name = _safe(file)
         path = join(directory.path, name)
         entry = self._entry(path, file, errors) if file.info.meta is not None else None
-        tsk_name = file.info.name
-        return name, entry or tskentry.unreadable(path, int(tsk_name.meta_addr), int(tsk_name.type))
+        number = int(file.info.name.meta_addr)
+        return name, entry or tskentry.unreadable(path, number, tskentry.name_type(file))
 
-    def _numbered(
-        self, info: Any, path: bytes, found: bigdir.Name, errors: list[BaseException]
-    ) -> Entry | None:
+    def _numbered(self, info: Any, path: bytes, found: Name, errors: list[BaseException]) -> Entry | None:
         with suppress(*TSK_ERRORS):  # no such inode: the name is there all the same
             file = info.open_meta(inode=found.inode)
             if found.sequence in (None, int(file.info.meta.seq)):
@@ -154,13 +249,13 @@ class Directories:
             return int(meta.size) == 0
         return kind == "exfat" and name in EXFAT_SYSTEM and not int(meta.mtime)
 
-    def _names_of(self, directory: Entry) -> Callable[[bigdir.Damage], Iterator[bigdir.Name]] | None:
-        """How to read the names of a directory of ext, or a large one of NTFS; None where TSK will do."""
+    def _names_of(self, directory: Entry) -> Names | None:
+        """The names of a directory of ext or NTFS; None where TSK has to list it."""
         if self._facts.ext is not None:
             return self._ext_names(directory)
         return self._ntfs_names(directory) if self._facts.kind == "ntfs" else None
 
-    def _ext_names(self, directory: Entry) -> Callable[[bigdir.Damage], Iterator[bigdir.Name]] | None:
+    def _ext_names(self, directory: Entry) -> Names | None:
         facts, label = self._facts, printable(directory.path)
         inode = facts.ext.get(int(directory.inode)) if facts.ext is not None else None
         if facts.ext is None or inode is None:
@@ -170,21 +265,47 @@ class Directories:
         if pieces is None:
             return None
         content = MappedReader(facts.reader, inode.size, pieces, label=label)
-        return lambda damage: bigdir.ext_names(content, facts.block_size, damage)
+        return ExtNames(content, facts.block_size, pieces)
 
-    def _ntfs_names(self, directory: Entry) -> Callable[[bigdir.Damage], Iterator[bigdir.Name]] | None:
-        shown = _quoted(directory)
+    def _ntfs_names(self, directory: Entry) -> Names | None:
+        number, shown = tskentry.address(directory.inode), _quoted(directory)
+        record = self._facts.mft.get(number) if self._facts.mft is not None else None
+        if record is None or record.root is None or record.root.resident is None:
+            return self._large_ntfs_names(number, shown)
+        self._handle.check_open()
+        root, tree, bitmap = record.root.resident, record.allocation, record.bitmap
+        if tree is None:
+            return NtfsNames(root, BytesReader(b""), b"")
+        if bitmap is None or bitmap.resident is None or tree.resident is not None:
+            return self._large_ntfs_names(number, shown)
+        pieces = pieces_of(tree, self._facts.block_size, self._facts.reader.size)
+        if pieces is None:
+            return self._large_ntfs_names(number, shown)
+        content = MappedReader(self._facts.reader, tree.size, pieces, label=shown)
+        return NtfsNames(root, content, bitmap.resident)
+
+    def _large_ntfs_names(self, number: int, shown: str) -> Names | None:
+        """Through TSK, where a record does not tell it all; None for a small directory."""
         with self._handle.hold(shown) as info:
-            file = info.open_meta(inode=tskentry.address(directory.inode))
+            file = info.open_meta(inode=number)
             found = {s.type: s for s in tskentry.streams_of(file) if s.name == b"$I30"}
             if not {_INDEX_ROOT, _INDEX_ALLOCATION, _BITMAP} <= found.keys():
                 return None
             tree = found[_INDEX_ALLOCATION]
-            if tree.size < _BIG or found[_BITMAP].size > _MAX_BITMAP or found[_INDEX_ROOT].size > _BIG:
+            if tree.size < _QUADRATIC or found[_BITMAP].size > _MAX_BITMAP or found[_INDEX_ROOT].size > _BIG:
                 return None
             root, used = (_whole(file, found[kind]) for kind in (_INDEX_ROOT, _BITMAP))
         content = FetchReader(tree.size, tskentry.fetcher(self._handle, file, tree, shown), label=shown)
-        return lambda damage: bigdir.ntfs_names(root, content, used, damage)
+        return NtfsNames(root, content, used)
+
+
+def _safe_names(block: list[Name]) -> list[Name]:
+    return _renamed(block, [safe_name(each.name) for each in block])
+
+
+def _renamed(block: list[Name], shown: list[bytes]) -> list[Name]:
+    pairs = zip(block, shown, strict=True)
+    return [each if name == each.name else each._replace(name=name) for each, name in pairs]
 
 
 def _distinct(
@@ -216,7 +337,7 @@ def _quoted(directory: Entry) -> str:
     return f"'{printable(directory.path)}'"
 
 
-def _damage(directory: Entry, damage: bigdir.Damage) -> BrowseError:
+def _damage(directory: Entry, damage: Damage) -> BrowseError:
     return BrowseError(
         f"{damage.blocks} blocks of the directory {_quoted(directory)} are damaged",
         hint="names in them are missing",

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from imagefs.browse import reparse
+from imagefs.browse.bigdir import Name
 from imagefs.browse.content import Piece
 from imagefs.browse.extinode import ExtInodes
 from imagefs.browse.fatdentry import READ_ONLY, Dentries, Dentry
+from imagefs.browse.mft import Mft, Record
 from imagefs.browse.tskhandle import Handle
 from imagefs.interfaces import Entry, EntryType
 
@@ -46,15 +48,17 @@ _NAME_TYPES = {
     7: EntryType.SOCKET,
 }
 _DEVICE_FLAGS: dict[int, tuple[str, ...]] = {4: ("char",), 5: ("block",)}
+#: Type bits of a mode -> (type, whether it has a size).
 _MODE_TYPES = {
-    0x1000: EntryType.FIFO,
-    0x2000: EntryType.DEVICE,
-    0x4000: EntryType.DIRECTORY,
-    0x6000: EntryType.DEVICE,
-    0x8000: EntryType.FILE,
-    0xA000: EntryType.SYMLINK,
-    0xC000: EntryType.SOCKET,
+    0x1000: (EntryType.FIFO, False),
+    0x2000: (EntryType.DEVICE, False),
+    0x4000: (EntryType.DIRECTORY, True),
+    0x6000: (EntryType.DEVICE, False),
+    0x8000: (EntryType.FILE, True),
+    0xA000: (EntryType.SYMLINK, True),
+    0xC000: (EntryType.SOCKET, False),
 }
+_OTHER = (EntryType.OTHER, True)
 _WITHOUT_SIZE = frozenset({EntryType.DEVICE, EntryType.FIFO, EntryType.SOCKET})
 _ID_MASK = 0xFFFFFFFF
 _PLAIN_MODES = {EntryType.DIRECTORY: 0o755, EntryType.SYMLINK: 0o777}
@@ -122,9 +126,14 @@ def is_encrypted(streams: list[Stream]) -> bool:
     return any((s.flags & ENCRYPTED and s.type == NTFS_DATA) or s.name == b"$EFS" for s in streams)
 
 
-def unreadable(path: bytes, inode: int, name_type: int) -> Entry:
+def unreadable(path: bytes, inode: int, kind: EntryType) -> Entry:
     """A live name whose metadata cannot be read; the directory may say what it is."""
-    return Entry(path, _NAME_TYPES.get(name_type, EntryType.OTHER), 0, str(inode), flags=("unreadable",))
+    return Entry(path, kind, 0, str(inode), flags=("unreadable",))
+
+
+def name_type(file: Any) -> EntryType:
+    """What TSK's name says that it is."""
+    return _NAME_TYPES.get(int(file.info.name.type), EntryType.OTHER)
 
 
 def fetcher(handle: Handle, file: Any, stream: Stream, shown: str) -> Callable[[int, int], bytes]:
@@ -138,7 +147,7 @@ def fetcher(handle: Handle, file: Any, stream: Stream, shown: str) -> Callable[[
 
 
 def renamed(entry: Entry, path: bytes) -> Entry:
-    return replace(entry, path=path)
+    return entry._replace(path=path)
 
 
 def streams_of(file: Any) -> list[Stream]:
@@ -173,10 +182,11 @@ def address(inode: str) -> int:
 class EntryMaker:
     """Makes the entries of one file system. Owns nothing."""
 
-    def __init__(self, kind: str, *, ext: ExtInodes | None, fat: Dentries | None) -> None:
+    def __init__(self, kind: str, *, ext: ExtInodes | None, fat: Dentries | None, mft: Mft | None) -> None:
         self._kind = kind
         self._ext = ext
         self._fat = fat
+        self._mft = mft
 
     def make(self, path: bytes, file: Any) -> Entry:
         """The entry of a file that TSK has opened."""
@@ -184,7 +194,7 @@ class EntryMaker:
             return _ntfs(path, file)
         meta = file.info.meta
         number, type_number = int(meta.addr), int(meta.type)
-        entry = self.from_disk(path, number)
+        entry = self.from_disk(path, Name(b"", number))
         if entry is not None:
             return entry
         kind = _META_TYPES.get(type_number, EntryType.OTHER)
@@ -212,29 +222,40 @@ class EntryMaker:
             flags=flags,
         )
 
-    def from_disk(self, path: bytes, number: int) -> Entry | None:
-        """The entry of an ext inode, without TSK; None where only TSK knows."""
+    def from_disk(self, path: bytes, found: Name) -> Entry | None:
+        """The entry of an ext inode or an NTFS record, without TSK; None where only TSK knows."""
+        if self._mft is not None:
+            record = self._mft.get(found.inode)
+            right = record is not None and found.sequence in (None, record.sequence)
+            return _of_record(path, found.inode, record) if record and right else None
+        number = found.inode
         inode = self._ext.get(number) if self._ext is not None else None
         if self._ext is None or inode is None:
             return None
-        kind = _MODE_TYPES.get(inode.mode & 0xF000, EntryType.OTHER)
-        refused = self._ext.must_refuse(inode)
-        flags = _DEVICE_FLAGS.get(4 if inode.mode & 0xF000 == 0x2000 else 5, ()) if inode.rdev else ()
+        kind, sized = _MODE_TYPES.get(inode.mode & 0xF000, _OTHER)
+        flags: tuple[str, ...] = ()
+        rdev = None
+        if kind is EntryType.DEVICE:
+            flags = _DEVICE_FLAGS[4 if inode.mode & 0xF000 == 0x2000 else 5]
+            rdev = inode.rdev
+        if self._ext.may_refuse and (refused := self._ext.must_refuse(inode)):
+            flags = (*flags, refused)
         return Entry(
             path,
             kind,
-            0 if kind in _WITHOUT_SIZE else inode.size,
+            inode.size if sized else 0,
             str(number),
-            mode=inode.mode & 0o7777,
-            uid=inode.uid,
-            gid=inode.gid,
-            nlink=inode.nlink,
-            mtime_ns=inode.mtime_ns,
-            atime_ns=inode.atime_ns,
-            ctime_ns=inode.ctime_ns,
-            crtime_ns=inode.crtime_ns,
-            rdev=inode.rdev,
-            flags=(*flags, refused) if refused else flags,
+            inode.mode & 0o7777,
+            inode.uid,
+            inode.gid,
+            inode.nlink,
+            inode.mtime_ns,
+            inode.atime_ns,
+            inode.ctime_ns,
+            inode.crtime_ns,
+            False,
+            rdev,
+            flags,
         )
 
 
@@ -275,6 +296,31 @@ def _ntfs(path: bytes, file: Any) -> Entry:
         ctime_ns=_windows_ns(changed),
         crtime_ns=_windows_ns(created),
         flags=(*flags, point.flag) if point else flags,
+    )
+
+
+def _of_record(path: bytes, number: int, record: Record) -> Entry:
+    created, modified, changed, accessed = record.times
+    root, data = record.root, record.data
+    if record.is_directory:
+        kind, size, mode = EntryType.DIRECTORY, root.size if root else 0, 0o755
+    else:
+        kind, size = EntryType.FILE, data.size if data else 0
+        mode = 0o444 if record.dos & READ_ONLY else 0o644
+    inode = f"{number}-144-{root.id}" if root else f"{number}-128-{data.id}" if data else str(number)
+    return Entry(
+        path,
+        kind,
+        size,
+        inode,
+        mode,
+        0,
+        0,
+        record.links,
+        _windows_ns(modified),
+        _windows_ns(accessed),
+        _windows_ns(changed),
+        _windows_ns(created),
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from imagefs.browse.extinode import ExtInodes
 from imagefs.browse.fatdentry import Dentries
+from imagefs.browse.mft import Mft
 from imagefs.errors import BrowseError
 from imagefs.interfaces import Reader
 
@@ -27,7 +28,7 @@ class Image(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What does not change while the file system is open. ``ext`` and ``fat`` are set for these."""
+    """What does not change while the file system is open. ``ext``, ``fat`` and ``mft`` are set for these."""
 
     kind: str
     reader: Reader
@@ -35,6 +36,7 @@ class Facts:
     root_inode: int
     ext: ExtInodes | None = None
     fat: Dentries | None = None
+    mft: Mft | None = None
 
 
 class Handle:

@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 from benchmarks import bare
 from benchmarks.chunks import Cell, tables
 from benchmarks.disk import REGION, build_changed, change_step, copy_disk, used_units
-from benchmarks.figures import GROUPS, Figure, LeftOut, Row
+from benchmarks.figures import GROUPS
 from benchmarks.measure import BenchError, interleave, run_timed
 from benchmarks.mounts import choose_offsets
 from benchmarks.report import document, markdown
+from benchmarks.rows import Figure, LeftOut, Row
 from benchmarks.run import main
 from fixtures.content import write_sample
 from fixtures.sparse import make_sparse
@@ -191,7 +192,8 @@ def test_missing_peers_are_named_before_anything_is_built(
 
 def test_every_group_of_the_issue_is_there() -> None:
     capture = ["capture", "incremental", "used", "again", "forensic"]
-    assert list(GROUPS) == [*capture, "verify", "restore", "read", "chain", "scale", "memory"]
+    reads = ["read", "chain", "trees", "tar", "scale"]
+    assert list(GROUPS) == [*capture, "verify", "restore", *reads, "memory"]
 
 
 def _different(one: Path, other: Path, unit: int) -> set[int]:

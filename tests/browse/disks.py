@@ -61,6 +61,23 @@ class BreakingReader:
         pass
 
 
+class CountedReader:
+    """A Reader that counts the bytes it gave."""
+
+    def __init__(self, reader: Reader) -> None:
+        self._reader = reader
+        self.size = reader.size
+        self.bytes = 0
+
+    def read_at(self, offset: int, length: int, /) -> bytes:
+        data = self._reader.read_at(offset, length)
+        self.bytes += len(data)
+        return data
+
+    def close(self) -> None:
+        self._reader.close()
+
+
 class CrowdedReader:
     """A Reader that notices two reads at once."""
 
@@ -184,6 +201,48 @@ def debugfs(path: Path, *script: str) -> str:
     need_tool("debugfs")
     done = run_tool(["debugfs", "-w", "-f", "-", path], stdin="\n".join((*script, "")).encode())
     return done.stdout.decode("utf-8", "replace")
+
+
+def make_large_folder(path: Path, room: Path, count: int) -> Path:
+    """ext4 with a folder ``/many`` of ``count`` names, ``name-0000000.dat`` and on, for a hundred files.
+
+    No tool makes one in reasonable time: the blocks of the folder are written as a file, which is
+    then told to be a folder.
+    """
+    files = room / "files"
+    files.mkdir()
+    for number in range(100):
+        (files / f"file-{number}").write_bytes(b"x" * number)
+    make_ext(path, room, "-b", "4096", "-O", "^metadata_csum,^has_journal", size=count * 32 + 16 * MIB)
+    said = debugfs(path, "ls -p /files")
+    inodes = [int(line.split("/")[1]) for line in said.splitlines() if "/file-" in line]
+    own = int(debugfs(path, "stat /files").split("Inode:")[1].split()[0])
+    blob = room / "blob"
+    with blob.open("wb") as stream:
+        block = dirent(own, b".", kind=2) + dirent(2, b"..", kind=2)
+        for number in range(count):
+            entry = dirent(inodes[number % len(inodes)], b"name-%07d.dat" % number)
+            if len(block) + len(entry) > 4096:
+                stream.write(_closed(block))
+                block = b""
+            block += entry
+        stream.write(_closed(block))
+    debugfs(
+        path, f"write {blob} many", "set_inode_field many mode 040755", "set_inode_field many links_count 2"
+    )
+    blob.unlink()
+    return path
+
+
+def dirent(inode: int, name: bytes, length: int = 0, kind: int = 1) -> bytes:
+    """An entry of an ext directory, as long as it must be or ``length`` bytes."""
+    size = 8 + len(name) + -len(name) % 4
+    return (struct.pack("<IHBB", inode, length or size, len(name), kind) + name).ljust(length or size, b"\0")
+
+
+def _closed(block: bytes) -> bytes:
+    """A directory block whose rest is an entry that is not in use."""
+    return block + dirent(0, b"", 4096 - len(block)) if len(block) < 4096 else block
 
 
 def make_ntfs(path: Path, files: dict[str, bytes], room: Path, *, size: int = 12 * MIB) -> Path:

@@ -9,17 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imagefs.block.views import BytesReader
-from imagefs.browse.bigdir import Damage, ext_names, ntfs_names
+from imagefs.browse.bigdir import Damage, ExtNames, Name, Names, NtfsNames
+from imagefs.browse.content import Piece
 from imagefs.errors import IntegrityError
-from tests.browse.disks import BreakingReader
+from tests.browse.disks import BreakingReader, dirent
 
 BLOCK = 1024
-
-
-def dirent(inode: int, name: bytes, length: int = 0, kind: int = 1) -> bytes:
-    size = 8 + len(name) + -len(name) % 4
-    length = length or size
-    return (struct.pack("<IHBB", inode, length, len(name), kind) + name).ljust(length, b"\0")
 
 
 def ext_block(*names: bytes) -> bytes:
@@ -58,9 +53,15 @@ def index_block(*entries: bytes, size: int = 4096) -> bytes:
     return bytes(raw)
 
 
+def listed(names: Names, damage: Damage) -> list[Name]:
+    return [each for _, block in names.blocks(damage) for each in block]
+
+
 def ext(data: bytes) -> tuple[list[bytes], Damage]:
     damage = Damage()
-    return [each.name for each in ext_names(BytesReader(data), BLOCK, damage)], damage
+    return [
+        each.name for each in listed(ExtNames(BytesReader(data), BLOCK, [Piece(0, len(data), 0)]), damage)
+    ], damage
 
 
 def test_ext_names_in_order_and_without_the_dots() -> None:
@@ -83,14 +84,17 @@ def test_a_block_that_cannot_be_read_costs_its_own_names() -> None:
     data = ext_block(b"a") + ext_block(b"b") + ext_block(b"c")
     damage = Damage()
     reader = BreakingReader(BytesReader(data), BLOCK, BLOCK + 1)
-    assert [each.name for each in ext_names(reader, BLOCK, damage)] == [b"a", b"c"]
+    assert [each.name for each in listed(ExtNames(reader, BLOCK, [Piece(0, len(data), 0)]), damage)] == [
+        b"a",
+        b"c",
+    ]
     assert isinstance(damage.error, IntegrityError)
 
 
 def ntfs(root: bytes, allocation: bytes, used: bytes) -> tuple[list[tuple[bytes, int, int | None]], Damage]:
     damage = Damage()
-    names = ntfs_names(root, BytesReader(allocation), used, damage)
-    return [(each.name, each.inode, each.sequence) for each in names], damage
+    names = listed(NtfsNames(root, BytesReader(allocation), used), damage)
+    return [each[:3] for each in names], damage
 
 
 def test_ntfs_names_of_root_and_blocks() -> None:

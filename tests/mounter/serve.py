@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from imagefs.block.devices import open_source
 from imagefs.block.overlay import open_overlay
 from imagefs.block.views import BytesReader, WritableSlice
 from imagefs.browse import open_filesystem
@@ -82,7 +83,7 @@ def _overlay_spec(path: str) -> MountSpec:
 
 
 def _ext4_spec(path: Path) -> MountSpec:
-    reader = BytesReader(path.read_bytes())
+    reader = open_source(str(path))
     return spec_of(reader, VolumeSpec("p1", BytesReader(b""), lambda: open_filesystem(reader)))
 
 

@@ -14,22 +14,22 @@ def entries_of(*names: bytes) -> dict[bytes, object]:
 
 
 def folder_of(*names: bytes) -> Folder:
-    return Folder.of({name: file(b"/" + name) for name in names})
+    return Folder({name: file(b"/" + name) for name in names})
 
 
-def test_a_folder_knows_what_it_lacks() -> None:
-    folder = folder_of(b"Readme", b"x")
-    assert folder.lacks(b"readme", case_insensitive=False)
-    assert not folder.lacks(b"Readme", case_insensitive=False)
-    assert not folder.lacks(b"README", case_insensitive=True), "it may match: ask"
-    assert folder.lacks(b"autorun.inf", case_insensitive=True)
-    assert not folder.lacks("ß".encode(), case_insensitive=True), "only the file system can fold it"
-
-
-def test_a_folder_with_other_scripts_cannot_rule_a_name_out() -> None:
-    folder = folder_of("Ünïcode".encode())
-    assert not folder.lacks(b"anything", case_insensitive=True)
-    assert folder.lacks(b"anything", case_insensitive=False)
+def test_a_folder_knows_every_name_it_has_and_lacks() -> None:
+    folder = folder_of(b"Readme", b"README", "Ünïcode".encode())
+    for name, exact, folded in (
+        (b"Readme", b"Readme", b"Readme"),
+        (b"README", b"README", b"README"),
+        (b"readme", None, b"Readme"),
+        ("üNÏCODE".encode(), None, "Ünïcode".encode()),
+        (b"autorun.inf", None, None),
+        ("ß".encode(), None, None),
+    ):
+        for expected, case_insensitive in ((exact, False), (folded, True)):
+            found = folder.find(name, case_insensitive=case_insensitive)
+            assert (found.name if found else None) == expected
 
 
 def test_paths_are_known_known_missing_or_unknown() -> None:

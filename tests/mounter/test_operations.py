@@ -49,7 +49,7 @@ class Mounted:
 
 def names(mounted: Mounted, path: str) -> list[str]:
     handle = mounted.ops.opendir(path)
-    found = [name for name, _, _ in mounted.ops.readdir_with_offset(None, 0, handle)]
+    found = [name.decode("latin-1") for _, name, _ in mounted.ops.folder_items(0, handle)]
     mounted.ops.releasedir(None, handle)
     return found
 
@@ -139,10 +139,10 @@ def test_names_that_are_not_utf8_come_through() -> None:
 def test_folders_begin_with_dot_and_dot_dot_and_types_are_told() -> None:
     mounted = Mounted(usual_spec())
     handle = mounted.ops.opendir("/p1/etc")
-    found = {name: attributes for name, attributes, _ in mounted.ops.readdir_with_offset(None, 0, handle)}
+    found = {name.decode(): attributes for _, name, attributes in mounted.ops.folder_items(0, handle)}
     assert list(found)[:2] == [".", ".."]
-    assert stat.S_ISLNK(found["link"]["st_mode"])
-    assert found["fstab"]["st_size"] == 10
+    assert stat.S_ISLNK(found["link"].mode)
+    assert found["fstab"].size == 10
     plain = [name for name, _, offset in mounted.ops.readdir(None, handle) if offset == 0]
     assert plain == list(found), "a binding without offsets gets the same"
 
@@ -153,9 +153,9 @@ def test_what_lies_before_damage_is_listed_then_comes_the_error() -> None:
     spec = spec_of(BytesReader(b""), VolumeSpec("p1", BytesReader(b""), lambda: filesystem))
     mounted = Mounted(spec)
     handle = mounted.ops.opendir("/p1")
-    first = list(mounted.ops.readdir_with_offset(None, 0, handle))
-    assert [name for name, _, _ in first] == [".", "..", "a", "b"]
-    assert mounted.fails(mounted.ops.readdir_with_offset, None, first[-1][2], handle) == errno.EIO
+    first = list(mounted.ops.folder_items(0, handle))
+    assert [name for _, name, _ in first] == [b".", b"..", b"a", b"b"]
+    assert mounted.fails(mounted.ops.folder_items, first[-1][0], handle) == errno.EIO
     assert mounted.fails(mounted.ops.readdir, None, handle) == errno.EIO
 
 

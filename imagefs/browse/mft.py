@@ -1,0 +1,181 @@
+"""The records of NTFS's $MFT as they lie on the disk: what an entry needs, and where a folder's names are.
+
+The Sleuth Kit opens every attribute of a file to tell its size: a hundred microseconds a file. Here a
+record is decoded once. What takes more than one record, and whatever looks odd (an attribute list, a
+reparse point, encryption, a torn record), is None: that is for TSK to tell. Knows nothing of TSK.
+"""
+
+from __future__ import annotations
+
+import struct
+from functools import lru_cache
+from typing import NamedTuple
+
+from imagefs.browse.content import Piece
+from imagefs.errors import ImagefsError
+from imagefs.interfaces import Reader
+
+_SECTOR = 512
+_PIECE, _PIECES = 32 << 10, 64
+_RECORD_SIZES = (512, 1024, 2048, 4096)
+_IN_USE, _IS_DIRECTORY = 1, 2
+_INFORMATION, _DATA, _ROOT, _ALLOCATION, _BITMAP = 16, 128, 144, 160, 176
+#: Attributes that make a record TSK's matter: a list of others, a reparse point, $EFS and its like.
+_ODD = frozenset({32, 192, 256})
+_ENCRYPTED = 0x4000
+_INDEX_NAME = "$I30".encode("utf-16-le")
+_head = struct.Struct("<4sHHQHHHHII").unpack_from
+_attribute = struct.Struct("<IIBBHHHIH").unpack_from
+_information = struct.Struct("<4QI").unpack_from
+_sizes = struct.Struct("<Q").unpack_from
+_END = 0xFFFFFFFF
+
+
+class Stream(NamedTuple):
+    """One attribute of a record: its content where that is resident, else its runs as they lie there."""
+
+    id: int
+    size: int
+    resident: bytes | None
+    runs: bytes
+
+
+class Record(NamedTuple):
+    """``times`` are Windows's: created, modified, changed, accessed. ``data`` is the unnamed stream;
+    ``root``, ``allocation`` and ``bitmap`` are those of a directory's names."""
+
+    sequence: int
+    links: int
+    is_directory: bool
+    times: tuple[int, int, int, int]
+    dos: int
+    data: Stream | None
+    root: Stream | None
+    allocation: Stream | None
+    bitmap: Stream | None
+
+
+class Mft:
+    """Looks records up by number in ``table``, the content of $MFT. Keeps the last pieces it read;
+    safe in several threads."""
+
+    def __init__(self, table: Reader, record_size: int) -> None:
+        self._table = table
+        self._size = record_size
+        self._count = table.size // record_size
+        self._step = max(1, _PIECE // record_size)
+        self._piece = lru_cache(maxsize=_PIECES)(lambda piece: self._read(piece * self._step, self._step))
+
+    def get(self, number: int) -> Record | None:
+        if not 0 <= number < self._count:
+            return None
+        piece, at = divmod(number, self._step)
+        try:
+            raw = self._piece(piece)
+        except ImagefsError:  # what is wanted may lie beside what cannot be read
+            raw, at = self._read(number, 1), 0
+        return decode(raw[at * self._size : (at + 1) * self._size])
+
+    def _read(self, first: int, count: int) -> bytes:
+        return self._table.read_at(first * self._size, count * self._size)
+
+
+def record_size(boot: bytes) -> int | None:
+    """How long a record is, by the boot sector; None where that makes no sense."""
+    if len(boot) < 80:
+        return None
+    sector, per_cluster = struct.unpack_from("<HB", boot, 11)
+    clusters = struct.unpack_from("<b", boot, 64)[0]
+    size = sector * per_cluster * clusters if clusters > 0 else 1 << min(-clusters, 31)
+    return size if size in _RECORD_SIZES else None
+
+
+def decode(raw: bytes) -> Record | None:
+    """A record in use that stands alone, None for every other."""
+    fixed = _fixed(raw)
+    if fixed is None:
+        return None
+    _, _, _, _, sequence, links, at, flags, used, _ = _head(fixed)
+    if not flags & _IN_USE or fixed[32:40] != bytes(8) or used > len(fixed):
+        return None
+    information = data = root = allocation = bitmap = None
+    while at + 24 <= used:
+        kind, length, away, name_length, name_at, marks, _, size, value = _attribute(fixed, at)
+        if kind == _END:
+            break
+        if length < 24 or at + length > used or kind in _ODD or marks & _ENCRYPTED:
+            return None
+        if kind == _INFORMATION:
+            information = None if away else (at + value, size)
+        elif (kind == _DATA and not name_length) or (
+            _ROOT <= kind <= _BITMAP and fixed[at + name_at : at + name_at + 2 * name_length] == _INDEX_NAME
+        ):
+            stream = _stream(fixed, at, length)
+            if stream is None:
+                return None
+            if kind == _DATA:
+                data = stream
+            elif kind == _ROOT:
+                root = stream
+            elif kind == _ALLOCATION:
+                allocation = stream
+            else:
+                bitmap = stream
+        at += length
+    if information is None or information[1] < 36 or information[0] + 36 > used:
+        return None
+    *times, dos = _information(fixed, information[0])
+    return Record(
+        sequence, links, bool(flags & _IS_DIRECTORY), tuple(times), dos, data, root, allocation, bitmap
+    )
+
+
+def _fixed(raw: bytes) -> bytes | None:
+    """A record with the last two bytes of each sector put back; None if it is torn or none."""
+    if len(raw) < 48 or raw[:4] != b"FILE":
+        return None
+    start, count = struct.unpack_from("<HH", raw, 4)
+    if count != len(raw) // _SECTOR + 1 or start + 2 * count > len(raw):
+        return None
+    check, parts = raw[start : start + 2], []
+    for sector in range(1, count):
+        end = sector * _SECTOR
+        if raw[end - 2 : end] != check:
+            return None
+        parts += [raw[end - _SECTOR : end - 2], raw[start + 2 * sector : start + 2 * sector + 2]]
+    return b"".join(parts)
+
+
+def _stream(record: bytes, at: int, length: int) -> Stream | None:
+    """The attribute at ``at``; None where its bounds make no sense."""
+    _, _, away, _, _, _, number, size, value = _attribute(record, at)
+    if not away:
+        inside = record[at + value : at + value + size] if value + size <= length else None
+        return None if inside is None else Stream(number, size, inside, b"")
+    if length < 64:
+        return None
+    first = _sizes(record, at + 16)[0]
+    runs = struct.unpack_from("<H", record, at + 32)[0]
+    size = _sizes(record, at + 48)[0]
+    if first or runs < 64 or runs > length or size >> 63:
+        return None
+    return Stream(number, size, None, record[at + runs : at + length])
+
+
+def pieces_of(stream: Stream, cluster: int, volume: int) -> list[Piece] | None:
+    """Where the bytes of a stream lie, by its runs; None where they make no sense."""
+    pieces, at, start, place = [], 0, 0, 0
+    runs = stream.runs
+    while at < len(runs) and runs[at] and start < stream.size:
+        many, far = runs[at] & 15, runs[at] >> 4
+        if not 0 < many <= 8 or far > 8 or at + 1 + many + far > len(runs):
+            return None
+        count = int.from_bytes(runs[at + 1 : at + 1 + many], "little")
+        place += int.from_bytes(runs[at + 1 + many : at + 1 + many + far], "little", signed=True)
+        at += 1 + many + far
+        length = min(count * cluster, stream.size - start)
+        if not count or (far and not 0 <= place * cluster < volume):
+            return None
+        pieces.append(Piece(start, length, place * cluster if far else None))
+        start += length
+    return pieces if start >= stream.size else None
