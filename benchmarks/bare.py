@@ -39,6 +39,18 @@ def compress_time(disk: Path, offsets: Sequence[int], *, chunk: int, level: int)
 
 def decode_hash_time(disk: Path, offsets: Sequence[int], *, chunk: int, level: int) -> float:
     """Seconds to decode and BLAKE3-hash the chunks, which were compressed beforehand into memory."""
+    return decode_time(disk, offsets, chunk=chunk, level=level, then=lambda plain: blake3(plain).digest())
+
+
+def decode_time(
+    disk: Path,
+    offsets: Sequence[int],
+    *,
+    chunk: int,
+    level: int,
+    then: Callable[[bytes], object] = lambda plain: None,
+) -> float:
+    """Seconds to decode the chunks, which were compressed beforehand into memory, and do that with each."""
     press = zstandard.ZstdCompressor(level=level)
     with disk.open("rb") as stream:
         frames = [press.compress(os.pread(stream.fileno(), chunk, offset)) for offset in offsets]
@@ -46,7 +58,7 @@ def decode_hash_time(disk: Path, offsets: Sequence[int], *, chunk: int, level: i
     def work(batch: Sequence[bytes]) -> None:
         unpress = zstandard.ZstdDecompressor()
         for frame in batch:
-            blake3(unpress.decompress(frame)).digest()
+            then(unpress.decompress(frame))
 
     return _time(work, frames)
 

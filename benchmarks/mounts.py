@@ -1,4 +1,4 @@
-"""Reading through FUSE: fresh mounts of our images and of qemu's, sequential and random reads of them.
+"""Reading through FUSE: fresh mounts, sequential and random reads of them. Peers are in exports.py.
 
 Every mount is new, so none of its pages is cached; the image file below it is warmed first.
 """
@@ -48,26 +48,9 @@ def imagefs_mount(chain: Sequence[Path], *, size: int, nobody: bool, cold: bool 
     """``imagefs mount`` of the last image of ``chain``, whose files are all warmed unless ``cold``."""
     if not cold:
         warm(*chain)
-    with _room(nobody) as room:
+    with room_for(nobody) as room:
         words = [program(), "mount", "--foreground", str(chain[-1]), str(room / "mount")]
         with serving(words, room / "mount" / "disk.raw", size=size, nobody=nobody) as served:
-            yield served
-
-
-@contextlib.contextmanager
-def qemu_export(image: Path, *, size: int, nobody: bool, cold: bool = False) -> Iterator[Served]:
-    """qemu-storage-daemon's FUSE export of a qcow2, over a regular file as it wants it."""
-    if not cold:
-        warm(image)
-    with _room(nobody) as room:
-        place = room / "export.raw"
-        place.touch()
-        _give(place, nobody)
-        words = ["qemu-storage-daemon"]
-        words += ["--blockdev", f"driver=file,node-name=file,filename={image},read-only=on"]
-        words += ["--blockdev", "driver=qcow2,node-name=disk,file=file,read-only=on"]
-        words += ["--export", f"type=fuse,id=fuse,node-name=disk,mountpoint={place},writable=off"]
-        with serving(words, place, size=size, nobody=nobody) as served:
             yield served
 
 
@@ -87,15 +70,16 @@ def fuse_for_everybody() -> Iterator[None]:
         device.chmod(before)
 
 
-def sequential_rate(served: Served) -> float:
-    """MB/s of one pass over the whole disk in reads of 1 MiB."""
-    words = ["dd", f"if={served.path}", "of=/dev/null", "bs=1M", "status=none"]
-    return served.size / 1e6 / run_timed(served.command(words)).seconds
+def sequential_rate(served: Served, *, share: float = 1.0) -> float:
+    """MB/s of one pass over the whole disk, or the first ``share`` of it, in reads of 1 MiB."""
+    count = int(served.size * share) >> 20
+    words = ["dd", f"if={served.path}", "of=/dev/null", "bs=1M", f"count={count}", "status=none"]
+    return count * 2**20 / 1e6 / run_timed(served.command(words)).seconds
 
 
 def random_rate(served: Served, offsets: Sequence[int], *, jobs: int) -> float:
     """Reads a second of 4 KiB at ``offsets``, dealt out to ``jobs`` threads, by fio with psync."""
-    with _room(served.nobody) as room:
+    with room_for(served.nobody) as room:
         script = _fio_script(served.path, offsets, jobs, room)
         words = ["fio", "--output-format=json", f"--aux-path={room}", str(script)]
         said = run_timed(served.command(words)).output
@@ -128,7 +112,7 @@ def _fio_script(path: Path, offsets: Sequence[int], jobs: int, room: Path) -> Pa
 @contextlib.contextmanager
 def serving(words: list[str], path: Path, *, size: int, nobody: bool) -> Iterator[Served]:
     """The server runs until the block ends; its last words are told when it fails."""
-    with _room(nobody) as home, tempfile.TemporaryFile() as said:
+    with room_for(nobody) as home, tempfile.TemporaryFile() as said:
         process = subprocess.Popen(
             as_nobody(words) if nobody else words,
             stdin=subprocess.DEVNULL,
@@ -169,14 +153,14 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 
 
 @contextlib.contextmanager
-def _room(nobody: bool) -> Iterator[Path]:
+def room_for(nobody: bool) -> Iterator[Path]:
     """A temporary folder that the one who serves or reads may use."""
     with tempfile.TemporaryDirectory(prefix="imagefs-bench-") as folder:
         room = Path(folder)
-        _give(room, nobody)
+        give(room, nobody)
         yield room
 
 
-def _give(path: Path, nobody: bool) -> None:
+def give(path: Path, nobody: bool) -> None:
     if nobody:
         os.chown(path, NOBODY, NOBODY)

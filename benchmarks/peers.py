@@ -81,13 +81,28 @@ def partclone(part: Path, target: Path) -> Run:
 
 def borg(disk: Path, repository: Path) -> Run:
     """A first backup of the disk file into a new, unencrypted repository with a cache of its own."""
-    shutil.rmtree(repository, ignore_errors=True)
-    home = repository.with_suffix(".home")
-    shutil.rmtree(home, ignore_errors=True)
-    env = {"BORG_BASE_DIR": os.fspath(home), "BORG_UNKNOWN_UNENCRYPTED_REPO_ACCESS_IS_OK": "yes"}
+    env = borg_environment(repository)
+    for folder in (repository, env["BORG_BASE_DIR"]):
+        shutil.rmtree(folder, ignore_errors=True)
     run_timed(["borg", "init", "--encryption", "none", repository], env=env)
     words: list[str | Path] = ["borg", "create", "--compression", "zstd,3", f"{repository}::disk", disk]
     return run_timed(words, env=env, sync=[repository])
+
+
+def borg_environment(repository: Path) -> dict[str, str]:
+    home = repository.with_suffix(".home")
+    return {"BORG_BASE_DIR": os.fspath(home), "BORG_UNKNOWN_UNENCRYPTED_REPO_ACCESS_IS_OK": "yes"}
+
+
+def casync(disk: Path, folder: Path) -> Path:
+    """An archive, packed with zstd, of a folder with the disk in it as ``disk.raw``; its index."""
+    shutil.rmtree(folder, ignore_errors=True)
+    tree = folder / "tree"
+    tree.mkdir(parents=True)
+    os.link(disk, tree / "disk.raw")
+    index = folder / "disk.caidx"
+    run_timed(["casync", "make", "--compression=zstd", f"--store={folder / 'store'}", index, tree])
+    return index
 
 
 _RESTIC = {"RESTIC_PASSWORD": "benchmark"}

@@ -7,20 +7,20 @@ from __future__ import annotations
 import contextlib
 import os
 import random
-import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
 from benchmarks import disk as disks
 from benchmarks import ours
-from benchmarks.measure import BenchError, evict, interleave, run_timed, say
-from benchmarks.mounts import Served, imagefs_mount, qemu_export, serving
+from benchmarks.exports import exports
+from benchmarks.measure import evict, interleave, run_timed, say
+from benchmarks.mounts import Served, imagefs_mount
 from benchmarks.rows import Figure, LeftOut, Row
 from benchmarks.workshop import Workshop
-from fixtures.tools import run_tool, tool_path
+from fixtures.tools import run_tool
 from fixtures.wide import BUILDERS
 
 ENTRIES = 60_000
@@ -128,39 +128,22 @@ def tar(shop: Workshop) -> Iterator[Row]:
     if os.geteuid() != 0:
         yield LeftOut("tar", "tar of a kernel mount", "mounting takes root")
         return
-    peers = {name: partial(_tar, *side) for name, side in _peers(shop).items()}
-    values = interleave(shop.runs, ours=partial(_tar_ours, shop), **peers)
-    part = disks.linux_part(shop.shape).length / 1e6
-    mine = tuple(part / seconds for seconds in values["ours"])
-    for name in peers:
-        theirs = tuple(part / seconds for seconds in values[name])
-        what = "tar c of ext4 through a kernel mount of p2.raw"
-        yield Figure("tar", what, _PEERS[name], "MB of partition/s", mine, theirs, 1.5, at_least=True)
-
-
-_PEERS = {
-    "qemu": "qemu-storage-daemon's FUSE export",
-    "nbdfuse": "nbdfuse + qemu-nbd",
-    "ewf": "ewfmount of an E01 by ewfacquire",
-    "xmount": "xmount of the same E01",
-}
-_Server = Callable[[], contextlib.AbstractContextManager[Served]]
-
-
-def _peers(shop: Workshop) -> dict[str, tuple[_Server, list[Path], int, int]]:
-    """What serves the disk, what it reads, and where the partition lies; of peers that are here."""
-    part, size = disks.linux_part(shop.shape), shop.shape.size
-    at = (part.start, part.length)
-    found: dict[str, tuple[_Server, list[Path], int, int]] = {
-        "qemu": (partial(qemu_export, shop.qcow2, size=size, nobody=False, cold=True), [shop.qcow2], *at)
+    peers = {key: export for key, export in exports(shop).items() if key not in _NOT_BY_LOOP}
+    place = disks.linux_part(shop.shape)
+    sides = {
+        key: partial(_tar, each.serve, each.files, place.start, place.length) for key, each in peers.items()
     }
-    if tool_path("nbdfuse") and tool_path("qemu-nbd"):
-        found["nbdfuse"] = (partial(_nbdfuse, shop.qcow2, size), [shop.qcow2], *at)
-    if tool_path("ewfacquire") and tool_path("ewfmount"):
-        found["ewf"] = (partial(_ewfmount, shop.ewf, size), [shop.ewf], *at)
-    if tool_path("ewfacquire") and tool_path("xmount"):
-        found["xmount"] = (partial(_xmount, shop.ewf, size), [shop.ewf], *at)
-    return found
+    values = interleave(shop.runs, ours=partial(_tar_ours, shop), **sides)
+    mine = tuple(place.length / 1e6 / seconds for seconds in values["ours"])
+    for key, export in peers.items():
+        theirs = tuple(place.length / 1e6 / seconds for seconds in values[key])
+        what = "tar c of ext4 through a kernel mount of p2.raw"
+        yield Figure("tar", what, export.name, "MB of partition/s", mine, theirs, 1.5, at_least=True)
+
+
+_Server = Callable[[], contextlib.AbstractContextManager[Served]]
+#: They need minutes where others need seconds.
+_NOT_BY_LOOP = ("casync", "borg")
 
 
 def _tar_ours(shop: Workshop) -> float:
@@ -169,7 +152,7 @@ def _tar_ours(shop: Workshop) -> float:
     return _tar(serve, [shop.full], 0, part.length, name="p2.raw")
 
 
-def _tar(serve: _Server, files: list[Path], start: int, length: int, *, name: str = "") -> float:
+def _tar(serve: _Server, files: Sequence[Path], start: int, length: int, *, name: str = "") -> float:
     evict(*files)
     with serve() as served, tempfile.TemporaryDirectory() as folder:
         source = served.path.with_name(name) if name else served.path
@@ -179,45 +162,3 @@ def _tar(serve: _Server, files: list[Path], start: int, length: int, *, name: st
             return run_timed(["sh", "-c", 'tar c -C "$1" . | cat > /dev/null', "sh", folder]).seconds
         finally:
             run_tool(["umount", folder], timeout=120)
-
-
-@contextlib.contextmanager
-def _nbdfuse(image: Path, size: int) -> Iterator[Served]:
-    with tempfile.TemporaryDirectory() as room:
-        place = Path(room, "disk.raw")
-        place.touch()
-        words = [
-            "nbdfuse",
-            "-r",
-            str(place),
-            "--socket-activation",
-            "qemu-nbd",
-            "-r",
-            "-f",
-            "qcow2",
-            str(image),
-        ]
-        with serving(words, place, size=size, nobody=False) as served:
-            yield served
-
-
-def _ewfmount(image: Path, size: int) -> contextlib.AbstractContextManager[Served]:
-    return _in_folder(["ewfmount", "-f", "raw", str(image)], "ewf1", size)
-
-
-def _xmount(image: Path, size: int) -> contextlib.AbstractContextManager[Served]:
-    return _in_folder(["xmount", "--in", "ewf", str(image), "--out", "raw"], f"{image.stem}.dd", size)
-
-
-@contextlib.contextmanager
-def _in_folder(words: list[str], name: str, size: int) -> Iterator[Served]:
-    """A server that goes to the background once it has mounted its folder."""
-    with tempfile.TemporaryDirectory() as folder:
-        run_tool([*words, folder], timeout=120)
-        try:
-            place = Path(folder, name)
-            if not place.exists() or place.stat().st_size != size:
-                raise BenchError(f"{words[0]} serves no {name} of {size} bytes")
-            yield Served(place, size, 0, nobody=False)
-        finally:
-            subprocess.run(["umount", folder], timeout=120, check=True)

@@ -89,6 +89,16 @@ class Workshop:
         return peers.ewf(self.disk, self.work / "disk")
 
     @functools.cached_property
+    def borg(self) -> Path:
+        repository = self.work / "mounted.borg"
+        peers.borg(self.disk, repository)
+        return repository
+
+    @functools.cached_property
+    def casync(self) -> Path:
+        return peers.casync(self.disk, self.work / "casync")
+
+    @functools.cached_property
     def restic(self) -> Path:
         repository = self.work / "restic"
         peers.restic_backup(self.disk, repository)
