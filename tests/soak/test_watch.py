@@ -53,12 +53,14 @@ def test_it_watches_a_real_process() -> None:
     kept: list[object] = []
     with Watch(os.getpid(), 0.01) as watch:
         hold = threading.Event()
-        for at in range(60):
-            kept.append(bytearray(os.urandom(MIB)))
+        for at in range(60):  # each leak is seen before the next, however slow the machine is
+            kept.append(bytearray(os.urandom(2 * MIB)))
             kept.append(os.dup(0))
             if at % 10 == 0:
                 threading.Thread(target=hold.wait, daemon=True).start()
-            threading.Event().wait(0.02)
+            seen = len(watch.samples)
+            while len(watch.samples) < seen + 2:
+                threading.Event().wait(0.005)
     hold.set()
     for each in kept:
         if isinstance(each, int):
