@@ -28,6 +28,8 @@ from mounter.writing import direct_files
 SUBTYPE = "imagefs"
 _LIBRARIES = ("libfuse3.so.4", "libfuse3.so.3")
 _INSTALL = "install it with `apt install fuse3` (Debian, Ubuntu) or `dnf install fuse3` (Fedora)"
+#: Requests that our own loop works on at once; libfuse's own is best with one (ARCHITECTURE.md).
+_THREADS = 2
 #: Nothing in an image ever changes; what is not there may only seem so while a store is away.
 _KEEP_SECONDS, _KEEP_MISSING_SECONDS = 3600, 10
 
@@ -94,18 +96,18 @@ def serve(
     *,
     fsname: str,
     allow_other: bool = False,
-    threads: int = 1,
+    threads: int = 0,
     writable: bool = False,
 ) -> int:
     """Mount on ``directory`` and answer the kernel until the mount ends; libfuse's code, 0 if all went well.
 
-    ``threads`` is how many requests are worked on at once; libfuse's own loop before 3.12 knows only one
-    and any number. ``writable`` asks for the operations of mounter/writing.py. Signals are left as they
-    are (mounter/signals.py).
+    ``threads`` is how many requests are worked on at once, 0 what was measured to be best; libfuse's own
+    loop before 3.12 knows only one and any number. ``writable`` asks for the operations of
+    mounter/writing.py. Signals are left as they are (mounter/signals.py).
     """
     options: dict[str, Any] = {
         "foreground": True,
-        "nothreads": threads == 1,
+        "nothreads": threads < 2,
         "ro": not writable,
         "nosuid": True,
         "nodev": True,
@@ -126,7 +128,7 @@ def serve(
     # both libraries give SIGINT its default action first, for libfuse to take; it is ours
     binding.module.signal = lambda number, handler: handler  # type: ignore[attr-defined]
     if binding.libfuse >= (3, 0) and can_loop(binding.module._libfuse):
-        binding.loop = RequestLoop(binding.module._libfuse, operations, threads=threads)
+        binding.loop = RequestLoop(binding.module._libfuse, operations, threads=threads or _THREADS)
         binding.module.fuse_main_real = binding.loop.main  # type: ignore[attr-defined]
     elif threads > 1 and binding.libfuse >= (3, 12):
         options["max_threads"] = threads

@@ -35,13 +35,13 @@ _STATUS_DELAY = 0.5
 class MountOptions:
     """How to mount. ``image``, ``overlay`` and ``log`` are only remembered, in ``state_dir`` if there is one.
 
-    ``threads``: requests worked on at once. ``binding``: "mfusepy" or "fusepy", else the best one.
-    ``natives`` are set up as soon as the mount answers.
+    ``threads``: requests worked on at once, 0 for the best number. ``binding``: "mfusepy" or "fusepy",
+    else the best one. ``natives`` are set up as soon as the mount answers.
     """
 
     image: str = ""
     allow_other: bool = False
-    threads: int = 1
+    threads: int = 0
     binding: str = ""
     state_dir: Path | None = None
     log: str = ""

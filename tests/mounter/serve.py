@@ -99,7 +99,7 @@ def main(argv: list[str]) -> int:
     options = MountOptions(
         image="test image",
         allow_other=settings.get("allow_other", False),
-        threads=settings.get("threads", 1),
+        threads=settings.get("threads", 0),
         binding=settings.get("binding", ""),
         state_dir=Path(settings["state_dir"]) if "state_dir" in settings else None,
         log=settings.get("log", ""),
