@@ -4,9 +4,9 @@ mkfs and qemu on one side, the bytes of the image on the other."""
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
-import errno
 import mmap
 import os
 import signal
