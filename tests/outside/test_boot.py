@@ -20,6 +20,7 @@ import pytest
 
 from imagefs.boot.machine import find_ovmf
 from tests.mounter.conftest import need, wait_until
+from tests.support.images import noise
 from tests.support.oracles import need_tool, root_only, run_tool
 
 pytestmark = pytest.mark.timeout(280)
@@ -285,3 +286,32 @@ def test_no_machine_outlives_its_command(tmp_path: Path, number: signal.Signals)
     wait_until(lambda: not machines(tmp_path), 30)
     if number != signal.SIGKILL:
         assert list((tmp_path / "tmp").iterdir()) == []
+
+
+@root_only
+def test_a_machine_boots_from_a_writable_mount(tmp_path: Path) -> None:
+    """qemu itself on ``disk.raw`` of ``mount --overlay``: what it writes is in the overlay and nowhere else."""
+    (tmp_path / "disk.raw").write_bytes(writer() + noise(MIB - 512))
+    assert imagefs(tmp_path, "capture", "disk.raw", "set", "--mode", "all").returncode == 0
+    before = traces(tmp_path / "set")
+    mounted = imagefs(tmp_path, "mount", "set", "mnt", "--overlay", "changes")
+    assert mounted.returncode == 0, mounted.stderr
+    try:
+        said = tmp_path / "serial"
+        drive = f"file={tmp_path / 'mnt/disk.raw'},format=raw,if=ide"
+        words = ["qemu-system-x86_64", "-accel", "tcg", "-display", "none", "-nodefaults", "-no-reboot"]
+        machine = subprocess.Popen([*words, "-drive", drive, "-serial", f"file:{said}"])
+        try:
+            wait_until(lambda: said.exists() and b"done" in said.read_bytes(), seconds=200)
+        finally:
+            machine.kill()
+            machine.wait()
+        assert b"written and read back" in said.read_bytes()
+        with (tmp_path / "mnt/disk.raw").open("rb") as shown:
+            shown.seek(512)
+            assert shown.read(512) == writer(), "it copied its first sector to the second"
+    finally:
+        assert imagefs(tmp_path, "umount", "mnt").returncode == 0
+    assert traces(tmp_path / "set") == before
+    assert imagefs(tmp_path, "restore", "set", "again.raw").returncode == 0
+    assert (tmp_path / "again.raw").read_bytes() == (tmp_path / "disk.raw").read_bytes()
