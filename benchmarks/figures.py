@@ -197,7 +197,7 @@ def read(shop: Workshop) -> Iterator[Row]:
                 ours=partial(_through_ours, shop, measure, nobody, chain=False),
                 peer=partial(_through, best, measure),
             )
-            among = "" if len(peers_here) == 1 else f", the best of {len(peers_here)}"
+            among = "" if len(peers_here) == 1 else f", the best of {', '.join(peers_here)}"
             yield _reads("read", name, nobody, values, "peer", f"{best.name}{among}", _WANTED_READS[name])
             if name == SEQUENTIAL:
                 yield _beside_the_machine(shop, nobody, values["ours"])
@@ -219,8 +219,13 @@ def _best(found: dict[str, Export], measure: Measure) -> Export:
         return next(iter(found.values()))
     rates = {}
     for key, export in found.items():
-        rates[key] = _through(export, measure)
-        say(f"  {export.name}: {rates[key]:.0f}")
+        try:
+            rates[key] = _through(export, measure)
+            say(f"  {export.name}: {rates[key]:.0f}")
+        except BenchError as error:
+            say(f"  {export.name} is left out: {error}")
+    if not rates:
+        raise BenchError("no peer serves the disk here")
     return found[max(rates, key=lambda key: rates[key])]
 
 
