@@ -1,10 +1,9 @@
 """The request loop on libfuse 3: reads are answered here, everything else is handed to libfuse.
 
-libfuse's own loop copies a reply's bytes into memory it allocates, and its binding for Python wraps
-each call in three layers: together a fifth of the CPU of a random read and a quarter of a sequential
-one. So this loop reads requests from the session's descriptor itself, writes the answer to a READ
-straight from the bytes the reader gave, and lets ``fuse_session_process_buf`` do the rest. Wire format:
-``include/uapi/linux/fuse.h`` of Linux. Gets the module handed in by mounter/binding.py and imports
+libfuse's own loop hands each read through three layers of the binding, and with two threads in it that
+costs several times the CPU (the table in ARCHITECTURE.md). So this loop reads requests from the session's
+descriptor itself, writes the answer to a READ straight from the bytes the reader gave, and lets
+``fuse_session_process_buf`` do the rest. Wire format: ``include/uapi/linux/fuse.h`` of Linux. Gets the module handed in by mounter/binding.py and imports
 no FUSE itself; knows operations, not trees.
 """
 
