@@ -3,8 +3,8 @@
 libfuse's own loop hands each read through three layers of the binding, and with two threads in it that
 costs several times the CPU (the table in ARCHITECTURE.md). So this loop reads requests from the session's
 descriptor itself, writes the answer to a READ straight from the bytes the reader gave, and lets
-``fuse_session_process_buf`` do the rest. Wire format: ``include/uapi/linux/fuse.h`` of Linux. Gets the module handed in by mounter/binding.py and imports
-no FUSE itself; knows operations, not trees.
+``fuse_session_process_buf`` do the rest. Wire format: ``include/uapi/linux/fuse.h`` of Linux. Gets the
+library handed in by mounter/binding.py and imports no FUSE itself; knows operations, not trees.
 """
 
 from __future__ import annotations
