@@ -27,7 +27,7 @@ from imagefs.block.overlayfile import (
     encode_slot,
     open_overlay_file,
 )
-from imagefs.block.views import clamp, extents_of
+from imagefs.block.views import clamp, extents_of, merged
 from imagefs.errors import TargetError
 from imagefs.interfaces import Extent, Reader, State
 
@@ -99,16 +99,7 @@ class Overlay:
 
     def extents(self, offset: int, length: int, /) -> Iterator[Extent]:
         """A hole in the file is a place that was zeroed."""
-        last: Extent | None = None
-        for extent in self._pieces(offset, offset + clamp(self.size, offset, length)):
-            if last is not None and last.state is extent.state:
-                last = Extent(last.state, last.offset, last.length + extent.length)
-                continue
-            if last is not None:
-                yield last
-            last = extent
-        if last is not None:
-            yield last
+        return merged(self._pieces(offset, offset + clamp(self.size, offset, length)))
 
     def _pieces(self, offset: int, end: int) -> Iterator[Extent]:
         for changed, first, stop in self._runs(offset, end):

@@ -168,6 +168,20 @@ def extents_of(reader: Reader, offset: int, length: int) -> Iterator[Extent]:
         yield Extent(State.STORED, offset, count)
 
 
+def merged(extents: Iterator[Extent]) -> Iterator[Extent]:
+    """Neighbours of equal state become one."""
+    last: Extent | None = None
+    for extent in extents:
+        if last is not None and last.state == extent.state:
+            last = Extent(last.state, last.offset, last.length + extent.length)
+            continue
+        if last is not None:
+            yield last
+        last = extent
+    if last is not None:
+        yield last
+
+
 class ReaderFile(io.RawIOBase):
     """A read-only, seekable binary file over a Reader, for libraries that want one.
 

@@ -10,7 +10,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from imagefs.block.views import clamp, extents_of
+from imagefs.block.views import clamp, extents_of, merged
 from imagefs.errors import BrowseError
 from imagefs.interfaces import Extent, Reader, State
 
@@ -48,7 +48,7 @@ class MappedReader:
     def extents(self, offset: int, length: int, /) -> Iterator[Extent]:
         """Where nothing is known of a part, it may hold data: reading it will say what is wrong."""
         reader = self._open_reader()
-        return _merged(self._extents(reader, offset, clamp(self.size, offset, length)))
+        return merged(self._extents(reader, offset, clamp(self.size, offset, length)))
 
     def _extents(self, reader: Reader, offset: int, count: int) -> Iterator[Extent]:
         end = offset + count
@@ -159,17 +159,3 @@ def damaged(label: str, offset: int, why: str) -> BrowseError:
         path=label,
         offset=offset,
     )
-
-
-def _merged(extents: Iterator[Extent]) -> Iterator[Extent]:
-    """Neighbours of equal state become one."""
-    last: Extent | None = None
-    for extent in extents:
-        if last is not None and last.state == extent.state:
-            last = Extent(last.state, last.offset, last.length + extent.length)
-            continue
-        if last is not None:
-            yield last
-        last = extent
-    if last is not None:
-        yield last
