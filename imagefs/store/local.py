@@ -194,9 +194,10 @@ class OpenFiles:
                 self._count -= 1
             raise
         with self._lock:
-            if reader.fd >= 0:  # another thread was quicker
+            if reader.fd >= 0:  # another thread was quicker, and may be through with it already
                 os.close(fd)
                 self._count -= 1
+                self._idle.pop(reader, None)
             else:
                 reader.fd = fd
             reader.users += 1

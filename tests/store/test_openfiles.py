@@ -11,6 +11,7 @@ import pytest
 
 from imagefs.errors import StoreError
 from imagefs.store import LocalStore
+from imagefs.store.local import LocalReader, OpenFiles
 from tests.support.images import noise
 
 
@@ -73,6 +74,27 @@ def test_many_threads_over_many_files(tmp_path: Path) -> None:
     for reader in readers:
         reader.close()
     assert files_open(store.folder) == 0
+
+
+def test_a_file_that_two_threads_open_at_once_is_not_closed_under_the_slower_one(tmp_path: Path) -> None:
+    files = OpenFiles(limit=2)
+    store_of(tmp_path / "set", 3, max_open=1)
+    slow, *others = (LocalReader(tmp_path / "set" / name, files) for name in ("000", "001", "002"))
+    open_it = slow.open
+
+    def open_late() -> int:
+        slow.open = open_it  # type: ignore[method-assign]
+        fd = open_it()
+        assert slow.read_at(0, 10) == noise(2000, 0)[:10]  # a quicker thread opens it, reads and is done
+        return fd
+
+    slow.open = open_late  # type: ignore[method-assign]
+    fd = files.take(slow)
+    for number, other in enumerate(others, 1):  # they push out what is idle
+        assert other.read_at(0, 10) == noise(2000, number)[:10]
+    assert os.pread(fd, 10, 0) == noise(2000, 0)[:10]
+    files.give(slow)
+    assert files_open(tmp_path / "set") == 2
 
 
 def test_closing_while_others_read(tmp_path: Path) -> None:
