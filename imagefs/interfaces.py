@@ -305,6 +305,61 @@ class ListsNames(Protocol):
     def names(self, entry: Entry, /) -> Iterator[Entry | Named]: ...
 
 
+class Stream(NamedTuple):
+    """A further content of a file: an alternate data stream of NTFS, the resource fork of HFS+ (``rsrc``)."""
+
+    name: bytes
+    size: int
+
+
+@runtime_checkable
+class HasStreams(Protocol):
+    """A FileSystem whose files and directories may have named contents beside their own."""
+
+    def streams(self, entry: Entry, /) -> list[Stream]:
+        """The named streams, none of them the content itself."""
+        ...
+
+    def open_stream(self, entry: Entry, name: bytes, /) -> Reader:
+        """PathNotFound where there is none of that name; refuses as ``open`` does."""
+        ...
+
+
+@runtime_checkable
+class HasXattrs(Protocol):
+    """A FileSystem that knows extended attributes."""
+
+    def xattrs(self, entry: Entry, /) -> dict[bytes, bytes]:
+        """By their full names as Linux has them (``user.comment``)."""
+        ...
+
+
+class Whole(enum.StrEnum):
+    """How much of a deleted file its old place can still give."""
+
+    INTACT = "intact"  # every block is free and captured
+    PARTLY = "partly-overwritten"  # some of its blocks belong to another file now
+    OVERWRITTEN = "overwritten"
+    GUESS = "contiguous-guess"  # the list of its blocks is gone; they are taken for contiguous
+    ABSENT = "not-in-this-image"  # its blocks were not captured (mode used)
+    UNKNOWN = "unknown"  # nothing says where its bytes were
+
+
+@runtime_checkable
+class KeepsDeleted(Protocol):
+    """A FileSystem that still knows deleted files."""
+
+    def deleted(self) -> Iterator[Entry]:
+        """Every deleted entry, ``deleted`` set, under its path where that is known, else ``/$OrphanFiles``."""
+        ...
+
+    def at(self, inode: str, /) -> Entry:
+        """The entry at an address as ``fls`` prints it, deleted or not; PathNotFound."""
+        ...
+
+    def wholeness(self, entry: Entry, /) -> Whole: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Volume:
     """A partition: ``[start, start + length)`` in bytes of the disk; ``number`` as Linux counts.
