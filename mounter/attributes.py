@@ -79,8 +79,7 @@ def inode_of(entry: Entry | Named, slot: int) -> int:
     that is not a number of 47 bits.
     """
     number, dash, _ = entry.inode.partition("-")
-    is_number = len(number) < 16 and number.isascii() and number.isdigit()
-    low = int(number) if is_number else -1
+    low = int(number) if len(number) < 16 and number.isascii() and number.isdigit() else -1
     if not 0 < low < 1 << (_INODE_BITS - 1) or (dash and b":" in entry.name):
         digest = hashlib.blake2b(entry.inode.encode("utf-8", "surrogateescape"), digest_size=8).digest()
         low = int.from_bytes(digest, "little") >> 17 | 1 << (_INODE_BITS - 1)

@@ -20,18 +20,16 @@ from types import ModuleType
 from typing import Any
 
 from imagefs.errors import MountError
-from mounter.fullfuse import full_fuse
 from mounter.loop import RequestLoop, can_loop
-from mounter.operations import ENCODING
-from mounter.writing import direct_files
+from mounter.requests import ENCODING, KEEP_MISSING_SECONDS, KEEP_SECONDS, Requests
+from mounter.writing import WritableRequests, direct_files
 
 SUBTYPE = "imagefs"
 _LIBRARIES = ("libfuse3.so.4", "libfuse3.so.3")
 _INSTALL = "install it with `apt install fuse3` (Debian, Ubuntu) or `dnf install fuse3` (Fedora)"
+_CAP_READDIRPLUS_AUTO = 1 << 14
 #: Requests that our own loop works on at once; libfuse's own is best with one (ARCHITECTURE.md).
 _THREADS = 2
-#: Nothing in an image ever changes; what is not there may only seem so while a store is away.
-_KEEP_SECONDS, _KEEP_MISSING_SECONDS = 3600, 10
 
 
 @dataclass(slots=True)
@@ -118,27 +116,49 @@ def serve(
         "default_permissions": allow_other,
         "kernel_cache": True,
         "use_ino": True,
-        "entry_timeout": _KEEP_SECONDS,
-        "attr_timeout": _KEEP_SECONDS,
-        "negative_timeout": _KEEP_MISSING_SECONDS,
+        "entry_timeout": KEEP_SECONDS,
+        "attr_timeout": KEEP_SECONDS,
+        "negative_timeout": KEEP_MISSING_SECONDS,
     }
     if binding.libfuse < (3, 0):
         options["atomic_o_trunc"] = writable  # as libfuse 3 has it: O_TRUNC comes with the open
         operations = _callable(binding, operations)
     # both libraries give SIGINT its default action first, for libfuse to take; it is ours
     binding.module.signal = lambda number, handler: handler  # type: ignore[attr-defined]
+    fuse = binding.module.FUSE
     if binding.libfuse >= (3, 0) and can_loop(binding.module._libfuse):
-        binding.loop = RequestLoop(binding.module._libfuse, operations, threads=threads or _THREADS)
+        requests = WritableRequests(operations) if writable else Requests(operations)
+        binding.loop = RequestLoop(binding.module._libfuse, requests, threads=threads or _THREADS)
         binding.module.fuse_main_real = binding.loop.main  # type: ignore[attr-defined]
-    elif threads > 1 and binding.libfuse >= (3, 12):
-        options["max_threads"] = threads
-    fuse = full_fuse(binding.module) if binding.libfuse >= (3, 0) else binding.module.FUSE
-    fuse = direct_files(fuse) if writable else fuse
+        fuse, operations = all_attributes(fuse), _OnlyInit(operations)
+    else:
+        if threads > 1 and binding.libfuse >= (3, 12):
+            options["max_threads"] = threads
+        fuse = direct_files(fuse) if writable else fuse
     try:
         fuse(operations, directory.decode(ENCODING), encoding=ENCODING, **options)
     except RuntimeError as error:
         return int(error.args[0]) if error.args and isinstance(error.args[0], int) else 1
     return 0
+
+
+class _OnlyInit:
+    """What the binding may call where our own loop answers all else."""
+
+    def __init__(self, operations: Any) -> None:
+        self.init = operations.init
+
+
+def all_attributes(fuse_class: Any) -> Any:
+    """A subclass of mfusepy's FUSE that agrees on attributes with every buffer of names (READDIRPLUS): left
+    to itself the kernel takes them with the first buffer of a folder only."""
+
+    class AttributesFUSE(fuse_class):  # type: ignore[misc]
+        def _init(self, connection: Any, config: Any) -> None:
+            connection.contents.want &= ~_CAP_READDIRPLUS_AUTO
+            super()._init(connection, config)
+
+    return AttributesFUSE
 
 
 def stopper(binding: Binding) -> Callable[[], None]:

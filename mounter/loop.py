@@ -1,10 +1,10 @@
-"""The request loop on libfuse 3: reads are answered here, everything else is handed to libfuse.
+"""The request loop on libfuse 3, which mounts and agrees with the kernel on what both can do; then requests
+are answered here.
 
-libfuse's own loop hands each read through three layers of the binding, and with two threads in it that
+libfuse's own loop hands each request through three layers of the binding, and with two threads in it that
 costs several times the CPU (the table in ARCHITECTURE.md). So this loop reads requests from the session's
-descriptor itself, writes the answer to a READ straight from the bytes the reader gave, and lets
-``fuse_session_process_buf`` do the rest. Wire format: ``include/uapi/linux/fuse.h`` of Linux. Gets the
-library handed in by mounter/binding.py and imports no FUSE itself; knows operations, not trees.
+descriptor itself and writes the answers that mounter/requests.py gives. Gets the library handed in by
+mounter/binding.py and imports no FUSE itself.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ import struct
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
+
+from mounter.requests import DESTROY, INIT, INTERRUPT, Answer, Requests
 
 _IN_HEADER = struct.Struct("<IIQQIIIHH")  # length, opcode, unique, node, uid, gid, pid, extensions, padding
-_READ_IN = struct.Struct("<QQIIQII")  # handle, offset, size, read flags, lock owner, flags, padding
 _OUT_HEADER = struct.Struct("<IiQ")  # length, negative errno, unique
-_READ, _INTERRUPT = 15, 36
 _PAGES_LIMIT = Path("/proc/sys/fs/fuse/max_pages_limit")
 _DEFAULT_PAGES = 256
 #: What libfuse's fuse_main answers when there is no session, and no mount.
@@ -37,12 +37,6 @@ _NEEDED = [
     "fuse_session_exited",
     "fuse_session_process_buf",
 ]
-
-
-class Reads(Protocol):
-    """What answers a READ: all the bytes or an OSError."""
-
-    def read(self, path: str | None, size: int, offset: int, fh: int) -> bytes: ...
 
 
 class _Args(ctypes.Structure):
@@ -74,9 +68,9 @@ class RequestLoop:
     ``threads`` requests are worked on at once. ``stop`` ends it from any thread; so does unmounting.
     """
 
-    def __init__(self, library: Any, operations: Reads, *, threads: int = 1) -> None:
+    def __init__(self, library: Any, requests: Requests, *, threads: int = 1) -> None:
         self._library = _declared(library)
-        self._operations = operations
+        self._requests = requests
         self._threads = threads
         self._wake = os.eventfd(0)
         self._lock = threading.Lock()
@@ -139,6 +133,7 @@ class RequestLoop:
         waiting.register(descriptor, select.POLLIN)
         waiting.register(self._wake, select.POLLIN)
         into: Sequence[bytearray] = [memory]
+        shown = memoryview(memory)
         opcode_of, readv = _IN_HEADER.unpack_from, os.readv
         while not self._stopped:
             try:
@@ -153,30 +148,33 @@ class RequestLoop:
                     continue
                 raise
             opcode = opcode_of(memory)[1]
-            if opcode == _READ:
-                self._read(descriptor, memory)
-            elif opcode != _INTERRUPT:  # which may be ignored; a read is over before it could matter
+            if opcode in (INIT, DESTROY):
                 request.size = length
                 self._library.fuse_session_process_buf(session, ctypes.byref(request))
                 if self._library.fuse_session_exited(session):
                     self.stop()
+            elif opcode != INTERRUPT:  # which may be ignored; a request is over before it could matter
+                self._reply(descriptor, shown[:length])
 
-    def _read(self, descriptor: int, request: bytearray) -> None:
-        unique = _IN_HEADER.unpack_from(request)[2]
-        handle, offset, size, *_ = _READ_IN.unpack_from(request, _IN_HEADER.size)
-        data, code = b"", 0
+    def _reply(self, descriptor: int, request: memoryview) -> None:
+        _, opcode, unique, node, *_ = _IN_HEADER.unpack_from(request)
+        answer: Answer = b""
+        code = 0
         try:
-            data = self._operations.read(None, size, offset, handle)
+            answer = self._requests.answer(opcode, node, request[_IN_HEADER.size :])
         except OSError as error:
             code = error.errno or errno.EIO
         except Exception:  # a bug costs one request, not the mount
             code = errno.EIO
-        answer = _OUT_HEADER.pack(_OUT_HEADER.size + len(data), -code, unique)
+        if answer is None:
+            return
+        head = _OUT_HEADER.pack(_OUT_HEADER.size + len(answer), -code, unique)
         try:
-            os.writev(descriptor, (answer, data))
+            os.writev(descriptor, (head, answer))
         except OSError as error:
-            if error.errno != errno.ENOENT:  # nobody waits for it any more
+            if error.errno != errno.ENOENT:
                 raise
+            self._requests.take_back(opcode, answer)  # nobody waits for it any more
 
 
 def can_loop(library: Any) -> bool:

@@ -23,9 +23,9 @@ from imagefs.interfaces import HOLES, Reader
 from mounter.attributes import Attributes
 from mounter.errnos import errno_of
 from mounter.folderstream import FolderStream
+from mounter.requests import ENCODING
 from mounter.tree import MountTree
 
-ENCODING = "latin-1"
 _BLOCK = 4096
 #: Extended attributes that tell how much of a file is in which state begin so.
 _ATTRIBUTE = "user.imagefs."
@@ -83,18 +83,18 @@ class MountOperations:
         self._on_init()
 
     def getattr(self, path: str | None, fh: int | None = None) -> dict[str, int]:
-        try:
-            return _stat_of(self._attributes(path, fh))
-        except Exception as error:
-            self._fail(error, f"stat {path!r}")
+        return _stat_of(self.attributes(None if path is None else path.encode(ENCODING), fh))
 
-    def _attributes(self, path: str | None, fh: int | None) -> Attributes:
-        if path is not None:
-            return self._tree.find(path.encode(ENCODING)).attributes
-        opened = self._files.get(fh or 0) or self._folders.get(fh or 0)
-        if opened is None:
-            raise OSError(errno.EBADF, "no such handle")
-        return opened.attributes
+    def attributes(self, path: bytes | None, fh: int | None = None) -> Attributes:
+        try:
+            if path is not None:
+                return self._tree.find(path).attributes
+            opened = self._files.get(fh or 0) or self._folders.get(fh or 0)
+            if opened is None:
+                raise OSError(errno.EBADF, "no such handle")
+            return opened.attributes
+        except Exception as error:
+            self._fail(error, f"stat {None if path is None else path.decode(ENCODING)!r}")
 
     def readlink(self, path: str) -> str:
         try:
@@ -148,6 +148,10 @@ class MountOperations:
             short = OSError(errno.EIO, f"the reader gave {len(data)} bytes")
             self._fail(short, f"read {size} bytes at {offset} of {file.path!r}")
         return data
+
+    def is_direct(self, fh: int) -> bool:
+        """Whether the kernel must not cache what this handle reads."""
+        return False
 
     def lseek(self, path: str | None, offset: int, whence: int, fh: int) -> int:
         """SEEK_DATA and SEEK_HOLE, so that a copy need not read what is known to be zeros."""

@@ -39,6 +39,7 @@ class VolumeTree:
         self._log = log
         self._lock = threading.Lock()
         self._filesystem: FileSystem | None = None
+        self._lister: ListsNames | None = None
         self._root: Entry | None = None
         self._reason: str | None = None
         self._in_full = _IN_FULL
@@ -74,6 +75,7 @@ class VolumeTree:
             filesystem.close()
             raise
         self._filesystem = filesystem
+        self._lister = filesystem if isinstance(filesystem, ListsNames) else None
 
     @property
     def filesystem(self) -> FileSystem:
@@ -131,7 +133,7 @@ class VolumeTree:
         """Names that no path could say (a slash, a NUL, too long) are left out with a log line: the
         kernel would refuse the whole folder for one of them."""
         filesystem, above = self.filesystem, entry.path.rstrip(b"/") + b"/"
-        lister = filesystem if not in_full and isinstance(filesystem, ListsNames) else None
+        lister = None if in_full else self._lister
         limit, start, count = self._cache.largest_folder, len(above), 0
         seen: dict[bytes, Entry | Named] = {}
         for child in lister.names(entry) if lister else filesystem.children(entry):

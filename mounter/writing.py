@@ -9,11 +9,22 @@ from __future__ import annotations
 
 import errno
 import os
+import struct
 from typing import Any, NoReturn
 
 from imagefs.interfaces import Writable
-from mounter.operations import ENCODING, MountOperations
+from mounter import requests
+from mounter.operations import MountOperations
+from mounter.requests import ENCODING, Answer, Requests
 
+_SET_SIZE, _SET_HANDLE = 1 << 3, 1 << 6
+#: Mode, owner and group; times, which come along where a file is made shorter.
+_SET_WHO, _SET_TIMES = 0b111, 0b1_1011_0000
+_WRITE_IN, _WRITE_HEAD = struct.Struct("<QQI"), 40
+_CHANGES_NAMES = (
+    *(requests.SYMLINK, requests.MKNOD, requests.MKDIR, requests.UNLINK, requests.RMDIR, requests.LINK),
+    *(requests.RENAME, requests.RENAME2, requests.SETXATTR, requests.REMOVEXATTR, requests.CREATE),
+)
 _KEEP_SIZE, _PUNCH_HOLE, _ZERO_RANGE = 0x01, 0x02, 0x10
 
 
@@ -43,7 +54,6 @@ class WritableOperations(MountOperations):
         return super().open(path, flags & ~os.O_ACCMODE)
 
     def is_direct(self, fh: int) -> bool:
-        """Whether the kernel must not cache what this handle reads."""
         return isinstance(self._files[fh].reader, Writable)
 
     def write(self, path: str | None, data: bytes, offset: int, fh: int) -> int:
@@ -61,7 +71,7 @@ class WritableOperations(MountOperations):
     def truncate(self, path: str | None, length: int, fh: int | None = None) -> int:
         """A disk has the size it has; setting that one is harmless. O_TRUNC is left aside as for a device:
         libfuse hands it to ``open``."""
-        if length != self._attributes(path, fh).size:
+        if length != self.attributes(None if path is None else path.encode(ENCODING), fh).size:
             _refuse(errno.EPERM)
         return 0
 
@@ -96,6 +106,51 @@ class WritableOperations(MountOperations):
         if not isinstance(opened.reader, Writable):
             _refuse(errno.EROFS)
         return opened.reader, opened.path
+
+
+class WritableRequests(Requests):
+    """As Requests, over WritableOperations."""
+
+    operations: WritableOperations
+
+    def __init__(self, operations: WritableOperations) -> None:
+        super().__init__(operations)
+        self.answers |= {
+            requests.SETATTR: self._setattr,
+            requests.WRITE: self._write,
+            requests.FLUSH: self._flush,
+            requests.FSYNC: self._fsync,
+            requests.FALLOCATE: self._fallocate,
+            **dict.fromkeys(_CHANGES_NAMES, _read_only),
+        }
+
+    def _setattr(self, node: int, body: memoryview) -> Answer:
+        wanted, _, handle, size = struct.unpack_from("<IIQQ", body)
+        given = handle if wanted & _SET_HANDLE else None
+        if wanted & _SET_WHO or (wanted & _SET_TIMES and not wanted & _SET_SIZE):
+            _refuse(errno.EROFS)
+        if wanted & _SET_SIZE:
+            self.operations.truncate(self.text(node), size, given)
+        return self.told(node, given)
+
+    def _write(self, node: int, body: memoryview) -> Answer:
+        handle, offset, size = _WRITE_IN.unpack_from(body)
+        data = bytes(body[_WRITE_HEAD : _WRITE_HEAD + size])
+        return struct.pack("<II", self.operations.write(None, data, offset, handle), 0)
+
+    def _flush(self, node: int, body: memoryview) -> Answer:
+        self.operations.flush(None, *struct.unpack_from("<Q", body))
+        return b""
+
+    def _fsync(self, node: int, body: memoryview) -> Answer:
+        handle, flags = struct.unpack_from("<QI", body)
+        self.operations.fsync(None, flags & 1, handle)
+        return b""
+
+    def _fallocate(self, node: int, body: memoryview) -> Answer:
+        handle, offset, length, mode = struct.unpack_from("<QQQI", body)
+        self.operations.fallocate(None, mode, offset, length, handle)
+        return b""
 
 
 def direct_files(fuse_class: Any) -> Any:

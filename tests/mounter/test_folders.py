@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import ctypes
 import stat
 from collections.abc import Iterator
-from types import SimpleNamespace
 
 import pytest
 
 from imagefs.block.views import BytesReader
 from imagefs.errors import PathNotFound
 from imagefs.interfaces import Entry, EntryType, Named
-from mounter.attributes import Attributes
-from mounter.fullfuse import stat_packer
 from mounter.tree import MountTree, VolumeSpec
 from tests.mounter.fakes import FakeFileSystem, directory, file, spec_of
 
@@ -126,52 +122,3 @@ def test_probes_are_answered_from_the_cached_folder(case_insensitive: bool) -> N
                 with pytest.raises(PathNotFound):
                     tree.find(path)
         assert (filesystem.lookups, filesystem.listed) == ([], [b"/"])
-
-
-def test_a_packed_stat_is_what_the_binding_would_write() -> None:
-    mfusepy = pytest.importorskip("mfusepy")
-    attributes = Attributes(0o100640, 10**12, 1 << 48 | 12, 3, 1000, 2**32 - 2, -5, 10**18 + 7, 0, 2049, 8192)
-    expected = mfusepy.c_stat()
-    fields = {
-        "st_mode": 0o100640,
-        "st_ino": 1 << 48 | 12,
-        "st_nlink": 3,
-        "st_uid": 1000,
-        "st_gid": 2**32 - 2,
-        "st_rdev": 2049,
-        "st_size": 10**12,
-        "st_blocks": 16,
-        "st_mtime": -5,
-        "st_atime": 10**18 + 7,
-        "st_ctime": 0,
-    }
-    mfusepy.set_st_attrs(expected, fields, use_ns=True)
-    assert stat_packer(mfusepy.c_stat)(attributes) == ctypes.string_at(
-        ctypes.addressof(expected), ctypes.sizeof(expected)
-    )
-
-
-def test_a_stat_of_any_layout_is_packed_by_its_fields() -> None:
-    class Time(ctypes.Structure):
-        _fields_ = [("tv_sec", ctypes.c_long), ("tv_nsec", ctypes.c_long)]
-
-    class Stat(ctypes.Structure):
-        _fields_ = [
-            *(
-                ("st_size", ctypes.c_int64),
-                ("pad", ctypes.c_int64),
-                ("st_mtimespec", Time),
-                ("st_ino", ctypes.c_uint64),
-            ),
-            *(("st_mode", ctypes.c_uint32), ("st_nlink", ctypes.c_uint32), ("st_uid", ctypes.c_uint32)),
-            *(("st_gid", ctypes.c_uint32), ("st_rdev", ctypes.c_uint64), ("st_ctimespec", Time)),
-            *(("st_atimespec", Time), ("st_blocks", ctypes.c_int64)),
-        ]
-
-    packed = Stat.from_buffer_copy(stat_packer(Stat)(Attributes(0o40755, 5, 6, 7, 8, 9, 10, 11, 12, 13)))
-    found = SimpleNamespace(
-        **{name: getattr(packed, name) for name, *_ in Stat._fields_ if "time" not in name}
-    )
-    assert (found.st_mode, found.st_size, found.st_ino, found.st_nlink, found.st_uid) == (0o40755, 5, 6, 7, 8)
-    assert (found.st_gid, found.st_rdev, found.st_blocks, found.pad) == (9, 13, 1, 0)
-    assert [getattr(packed, f"st_{each}timespec").tv_nsec for each in "mac"] == [10, 11, 12]

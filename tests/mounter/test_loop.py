@@ -13,16 +13,28 @@ from types import SimpleNamespace
 import pytest
 
 from mounter.loop import RequestLoop, can_loop
+from mounter.requests import Answer, Requests
 
-READ, INTERRUPT, STATFS = 15, 36, 17
+FORGET, READ, INIT, INTERRUPT, DESTROY = 2, 15, 26, 36, 38
 
 
-class Operations:
+class Pattern(Requests):
     """Answers reads of handle 7 from a pattern; other handles fail in their own ways."""
 
     data = bytes(range(256)) * 4096
 
-    def read(self, path: str | None, size: int, offset: int, fh: int) -> bytes:
+    def __init__(self) -> None:
+        self.taken_back: list[tuple[int, Answer]] = []
+        self.opcodes: list[int] = []
+
+    def take_back(self, opcode: int, answer: Answer) -> None:
+        self.taken_back.append((opcode, answer))
+
+    def answer(self, opcode: int, node: int, body: memoryview) -> Answer:
+        self.opcodes.append(opcode)
+        if opcode != READ:
+            return None
+        fh, offset, size = struct.unpack_from("<QQI", body)
         if fh == 1:
             raise OSError(errno.ESTALE, "gone")
         if fh == 2:
@@ -42,7 +54,8 @@ class Kernel:
         self.processed: list[bytes] = []
         self.calls: list[str] = []
         self.exited = False
-        self.loop = RequestLoop(self.library(), Operations(), threads=threads)
+        self.requests = Pattern()
+        self.loop = RequestLoop(self.library(), self.requests, threads=threads)
         self.codes: list[int] = []
         self.thread = threading.Thread(target=self._run)
 
@@ -102,7 +115,7 @@ def kernel(request: pytest.FixtureRequest) -> Iterator[Kernel]:
 def test_reads_are_answered_with_their_bytes(kernel: Kernel) -> None:
     for unique, (offset, size) in enumerate([(0, 4096), (100, 1), (5000, 128 << 10), (0, 0)], 1):
         kernel.read(unique, 7, offset, size)
-        assert kernel.answer() == (unique, 0, Operations.data[offset : offset + size])
+        assert kernel.answer() == (unique, 0, Pattern.data[offset : offset + size])
 
 
 def test_errors_reach_the_one_who_asked(kernel: Kernel) -> None:
@@ -111,24 +124,49 @@ def test_errors_reach_the_one_who_asked(kernel: Kernel) -> None:
     kernel.read(6, 2, 0, 4096)
     assert kernel.answer() == (6, errno.EIO, b"")
     kernel.read(7, 7, 0, 16)
-    assert kernel.answer() == (7, 0, Operations.data[:16])
+    assert kernel.answer() == (7, 0, Pattern.data[:16])
 
 
-def test_everything_else_is_libfuses(kernel: Kernel) -> None:
+def test_what_begins_and_ends_a_mount_is_libfuses(kernel: Kernel) -> None:
     kernel.send(INTERRUPT, 8, bytes(8))
-    sent = kernel.send(STATFS, 9, b"x" * 70_000)
-    kernel.read(10, 7, 0, 1)
+    sent = [kernel.send(INIT, 9, b"x" * 70_000), kernel.send(DESTROY, 10)]
+    kernel.read(11, 7, 0, 1)
     kernel.answer()
     for _ in range(200):
-        if kernel.processed:
+        if len(kernel.processed) == 2:
             break
         threading.Event().wait(0.05)
-    assert kernel.processed == [sent], "an interrupt comes too late for us, and wants no answer"
+    assert sorted(kernel.processed) == sorted(sent)
+    assert kernel.requests.opcodes == [READ], "an interrupt comes too late for us, and wants no answer"
+
+
+def test_a_request_without_an_answer_gets_none(kernel: Kernel) -> None:
+    kernel.send(FORGET, 8, bytes(8))
+    kernel.read(9, 7, 0, 1)
+    assert kernel.answer()[0] == 9
+
+
+def test_an_answer_nobody_waits_for_is_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = Kernel(1)
+
+    def nobody(descriptor: int, parts: object) -> int:
+        raise OSError(errno.ENOENT, "interrupted")
+
+    monkeypatch.setattr("mounter.loop.os.writev", nobody)
+    made.thread.start()
+    made.read(3, 7, 0, 4)
+    for _ in range(200):
+        if made.requests.taken_back:
+            break
+        threading.Event().wait(0.05)
+    made.loop.stop()
+    made.thread.join(20)
+    assert made.requests.taken_back == [(READ, Pattern.data[:4])]
 
 
 def test_libfuse_can_end_it(kernel: Kernel) -> None:
     kernel.exited = True
-    kernel.send(STATFS, 11)
+    kernel.send(INIT, 11)
     kernel.thread.join(20)
     assert kernel.codes == [0]
 
@@ -142,9 +180,9 @@ def test_a_session_that_cannot_be_had() -> None:
     made = Kernel(1)
     library = made.library()
     library.fuse_mount = lambda fuse, directory: -1
-    loop = RequestLoop(library, Operations())
+    loop = RequestLoop(library, Pattern())
     words = (ctypes.c_char_p * 4)(b"fuse", b"-o", b"ro", b"/somewhere")
     assert loop.main(4, words, ctypes.c_void_p(), 0, None) == 4
     library.fuse_new = lambda *arguments: None
-    assert RequestLoop(library, Operations()).main(4, words, ctypes.c_void_p(), 0, None) == 3
+    assert RequestLoop(library, Pattern()).main(4, words, ctypes.c_void_p(), 0, None) == 3
     loop.stop()  # long over: harmless
