@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from imagefs.errors import ImagefsError, MountError
@@ -25,8 +26,9 @@ class Readiness:
         self._descriptor = descriptor
         os.set_inheritable(descriptor, False)
 
-    def ready(self) -> None:
-        self._send({"pid": os.getpid()})
+    def ready(self, image: str, notes: Sequence[str] = ()) -> None:
+        """``image`` is the file that is shown, ``notes`` what is to be said to who started it."""
+        self._send({"pid": os.getpid(), "image": image, "notes": list(notes)})
 
     def failed(self, error: ImagefsError) -> None:
         """Hand an error over, so that it becomes the starting command's own."""
@@ -45,8 +47,17 @@ class Readiness:
             os.close(descriptor)
 
 
-def mount_background(command: Callable[[int], Sequence[str]], *, log: Path) -> int:
-    """Run a command in a session of its own and wait until its mount is ready; returns its pid.
+@dataclass(frozen=True, slots=True)
+class Started:
+    """A mount that is ready: who serves it, the image's file, and what is to be said."""
+
+    pid: int
+    image: str
+    notes: tuple[str, ...]
+
+
+def mount_background(command: Callable[[int], Sequence[str]], *, log: Path) -> Started:
+    """Run a command in a session of its own and wait until its mount is ready.
 
     ``command(descriptor)`` gives its words; it must report to that descriptor through ``Readiness``.
     Its output is appended to ``log``. Raises the error it reports, with its exit code; MountError if
@@ -66,10 +77,11 @@ def mount_background(command: Callable[[int], Sequence[str]], *, log: Path) -> i
             raise
     if not report:
         raise _died(process.wait(), log)
-    failure = json.loads(report).get("error")
+    told = json.loads(report)
+    failure = told.get("error")
     if failure is None:
         process.returncode = 0  # it is meant to go on without us; Popen would warn about it
-        return process.pid
+        return Started(process.pid, told["image"], tuple(told["notes"]))
     process.wait()
     error = MountError(failure["message"], hint=failure["hint"])
     error.exit_code, error.code = failure["exit"], failure["code"]

@@ -72,14 +72,13 @@ def _import_mfusepy() -> ModuleType:
 
 
 def _find_libfuse3() -> str | None:
-    found = ctypes.util.find_library("fuse3")
-    for name in ([found] if found else []) + list(_LIBRARIES):
+    for name in _LIBRARIES:
         try:
             ctypes.CDLL(name)
         except OSError:
             continue
         return name
-    return None
+    return ctypes.util.find_library("fuse3")  # runs programs, which takes longer than the mount
 
 
 def _libfuse_version(module: ModuleType) -> tuple[int, int]:

@@ -58,8 +58,14 @@ def find_image(
     raise StoreError(f"{text} does not exist", hint="name an image file, a set, or SET@latest", path=text)
 
 
-def choose_image(console: Console, text: str | None, *, look: Look = look_at) -> tuple[Catalog, ImageInfo]:
-    """The image a command is to work on; one that was chosen by time or order is named on stderr.
+def choose_image(
+    console: Console,
+    text: str | None,
+    *,
+    look: Look = look_at,
+    note: Callable[[str], None] | None = None,
+) -> tuple[Catalog, ImageInfo]:
+    """The image a command is to work on; one that was chosen by time or order is named on stderr, or to ``note``.
 
     Nothing, or a text that begins with @, means the set of ``IMAGEFS_SET``.
     """
@@ -68,7 +74,8 @@ def choose_image(console: Console, text: str | None, *, look: Look = look_at) ->
     catalog, info, chosen = find_image(text, zone=console.zone, look=look)
     if chosen:
         age = age_text(info.created, time.time_ns())
-        console.note(f"imagefs: {info.name}, of {time_text(info.created, console.zone)}, {age}")
+        tell = note or console.note
+        tell(f"imagefs: {info.name}, of {time_text(info.created, console.zone)}, {age}")
     return catalog, info
 
 

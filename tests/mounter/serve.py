@@ -94,7 +94,7 @@ def main(argv: list[str]) -> int:
     def announce() -> None:
         say("ready")
         if ready:
-            ready.ready()
+            ready.ready("test image")
 
     options = MountOptions(
         image="test image",

@@ -275,8 +275,10 @@ def shell(script: str):  # type: ignore[no-untyped-def]
 
 
 def test_readiness_over_the_pipe(tmp_path: Path) -> None:
-    pid = mount_background(shell("printf '{\"pid\": 1}' >/proc/self/fd/FD"), log=tmp_path / "log")
-    assert pid > 1
+    ready = '{"pid": 1, "image": "a", "notes": ["n"]}'
+    started = mount_background(shell(f"printf '{ready}' >/proc/self/fd/FD"), log=tmp_path / "log")
+    assert started.pid > 1
+    assert (started.image, started.notes) == ("a", ("n",))
     report = '{"error": {"message": "m", "hint": "h", "code": "integrity", "exit": 21}}'
     with pytest.raises(MountError, match=r"^m$") as caught:
         mount_background(shell(f"printf '{report}' >/proc/self/fd/FD"), log=tmp_path / "log")
@@ -290,7 +292,8 @@ def test_readiness_over_the_pipe(tmp_path: Path) -> None:
 def test_a_large_log_is_set_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(background, "_MAX_LOG", 10)
     (tmp_path / "a.log").write_bytes(b"x" * 11)
-    mount_background(shell("echo new; printf '{}' >/proc/self/fd/FD"), log=tmp_path / "a.log")
+    ready = '{"image": "a", "notes": []}'
+    mount_background(shell(f"echo new; printf '{ready}' >/proc/self/fd/FD"), log=tmp_path / "a.log")
     assert (tmp_path / "a.log.1").read_bytes() == b"x" * 11
     assert (tmp_path / "a.log").stat().st_mode & 0o777 == 0o600
 
@@ -299,7 +302,7 @@ def test_readiness_reports_once_and_survives_a_starter_that_is_gone() -> None:
     reading, writing = os.pipe()
     readiness = Readiness(writing)
     readiness.failed(IntegrityError("bad", hint="way out"))
-    readiness.ready()
+    readiness.ready("/image")
     assert json.loads(os.read(reading, 1000))["error"] == {
         "message": "bad",
         "hint": "way out",
@@ -309,7 +312,7 @@ def test_readiness_reports_once_and_survives_a_starter_that_is_gone() -> None:
     os.close(reading)
     reading, writing = os.pipe()
     os.close(reading)
-    Readiness(writing).ready()
+    Readiness(writing).ready("/image")
 
 
 def test_holders_are_found_by_file_folder_and_mapping(tmp_path: Path) -> None:

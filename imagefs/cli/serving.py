@@ -1,0 +1,113 @@
+"""Serving a mount: from IMAGE to what mounter shows. The other half of ``imagefs mount``, which alone
+needs all that reads images.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+
+from imagefs.block.overlay import Overlay, open_overlay
+from imagefs.block.views import SliceReader, WritableSlice
+from imagefs.cli.console import Console, log_line
+from imagefs.cli.facts import image_document
+from imagefs.cli.mount import Wishes, log_path, state_dir
+from imagefs.cli.text import time_json
+from imagefs.cli.wiring import choose_image, open_disk, parse_volume, shown_disk
+from imagefs.errors import ImagefsError
+from imagefs.interfaces import Reader, Volume, Writable
+from imagefs.ops.diskimage import DiskImage
+from imagefs.volume.probe import probe
+from mounter.background import Readiness
+from mounter.mounttable import resolve
+from mounter.native import NativeWish
+from mounter.session import MountOptions, run_foreground
+from mounter.tree import MountSpec, VolumeSpec
+
+
+def mount_spec(image: DiskImage, folder: str, *, unreadable: str = "zeros", overlay: str = "") -> MountSpec:
+    """What a mount of ``image`` shows; ``folder`` is its set's. ``unreadable`` is zeros or eio.
+
+    ``overlay`` is a file for what is written to the raw files; the trees go on showing the image.
+    """
+    reader = shown_disk(image, unreadable=unreadable)
+    facts = json.dumps(image_document(image, folder), indent=2, ensure_ascii=False) + "\n"
+    label = f"{os.path.basename(os.path.abspath(folder))}@{time_json(image.info.created // 10**9 * 10**9)}"
+    opens = {volume.number: partial(image.filesystem, volume.number) for volume in image.volumes}
+    if overlay:
+        view, number = image.info.summary.view, image.info.uuid.bytes
+        reader = open_overlay(reader, overlay, view=view, image=number)
+    volumes = tuple(
+        VolumeSpec(volume.id, _slice(reader, volume), opens[volume.number]) for volume in image.volumes
+    )
+    return MountSpec(reader, volumes, facts.encode("utf-8", "replace"), label, image.info.created)
+
+
+def _slice(disk: Reader, volume: Volume) -> Reader:
+    if isinstance(disk, Writable):
+        return WritableSlice(disk, volume.start, volume.length)
+    return SliceReader(disk, volume.start, volume.length)
+
+
+def native_wishes(spec: MountSpec, image: DiskImage, wishes: Wishes) -> tuple[NativeWish, ...]:
+    """What is to be mounted natively, with the file systems as they are now, changes included."""
+    readers = {volume.id: volume.reader for volume in spec.volumes}
+    found = []
+    for text, directory in wishes.natives:
+        name = image.volume(parse_volume(text)).id
+        found.append(NativeWish(name, directory, probe(readers[name]).kind, wishes.native_rw))
+    return tuple(found)
+
+
+def serve(
+    console: Console, image: str, directory: str, wishes: Wishes, *, ready_fd: int | None = None
+) -> int:
+    """Mount in this process until it ends; the exit code. ``ready_fd`` is where ``start`` listens."""
+    readiness = Readiness(ready_fd) if ready_fd is not None else None
+    notes: list[str] = []
+    try:
+        path = resolve(directory)
+        wishes = replace(wishes, natives=tuple((name, resolve(place)) for name, place in wishes.natives))
+        catalog, info = choose_image(console, image, note=notes.append if readiness else None)
+        file = os.path.join(catalog.store.url, info.name)
+        with open_disk(catalog, info) as disk:
+            spec = mount_spec(disk, catalog.store.url, unreadable=wishes.unreadable, overlay=wishes.overlay)
+            if readiness is not None:
+                os.chdir("/")  # a mount in the background must not keep anyone's folder busy
+            with taken_back_unused(spec.disk):
+                options = _options(spec, disk, path, wishes, background=readiness is not None)
+                ready = partial(readiness.ready, file, notes) if readiness else lambda: None
+                number = run_foreground(spec, path, options, log=log_line, on_ready=ready)
+            return 128 + number if number else 0
+    except ImagefsError as error:
+        if readiness is not None:
+            readiness.failed(error)
+        raise
+
+
+@contextmanager
+def taken_back_unused(disk: Reader) -> Iterator[None]:
+    """A mount that comes to nothing leaves no new overlay file behind."""
+    try:
+        yield
+    except ImagefsError:
+        if isinstance(disk, Overlay):
+            disk.take_back()
+        raise
+
+
+def _options(
+    spec: MountSpec, image: DiskImage, path: str, wishes: Wishes, *, background: bool
+) -> MountOptions:
+    return MountOptions(
+        image=spec.fsname,
+        allow_other=wishes.allow_other,
+        state_dir=state_dir(),
+        log=str(log_path(path)) if background else "",
+        overlay=wishes.overlay,
+        natives=native_wishes(spec, image, wishes),
+    )
