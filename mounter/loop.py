@@ -9,6 +9,7 @@ mounter/binding.py and imports no FUSE itself.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
@@ -25,6 +26,8 @@ _IN_HEADER = struct.Struct("<IIQQIIIHH")  # length, opcode, unique, node, uid, g
 _OUT_HEADER = struct.Struct("<IiQ")  # length, negative errno, unique
 _PAGES_LIMIT = Path("/proc/sys/fs/fuse/max_pages_limit")
 _DEFAULT_PAGES = 256
+#: FUSE_NOTIFY_INVAL_ENTRY.
+_FORGET_ENTRY = 3
 #: What libfuse's fuse_main answers when there is no session, and no mount.
 _NO_SESSION, _NO_MOUNT = 3, 4
 _NEEDED = [
@@ -79,6 +82,7 @@ class RequestLoop:
     def stop(self) -> None:
         """End the loop now, wherever it waits. Safe to call at any time."""
         self._stopped = True
+        self._requests.crowded.set()
         with self._lock:
             if self._wake >= 0:
                 os.eventfd_write(self._wake, 1)
@@ -115,6 +119,7 @@ class RequestLoop:
         others = [
             threading.Thread(target=self._answer, args=(session, descriptor), name=name) for name in names
         ]
+        others.append(threading.Thread(target=self._ask_to_forget, args=(descriptor,), name="fuse-forget"))
         for thread in others:
             thread.start()
         try:
@@ -155,6 +160,16 @@ class RequestLoop:
                     self.stop()
             elif opcode != INTERRUPT:  # which may be ignored; a request is over before it could matter
                 self._reply(descriptor, shown[:length])
+
+    def _ask_to_forget(self, descriptor: int) -> None:
+        """In a thread of its own: the kernel may keep it waiting for a folder that is just being read."""
+        crowded = self._requests.crowded
+        while crowded.wait() and not self._stopped:
+            crowded.clear()
+            while not self._stopped and (body := self._requests.to_forget()) is not None:
+                head = _OUT_HEADER.pack(_OUT_HEADER.size + len(body), _FORGET_ENTRY, 0)
+                with contextlib.suppress(OSError):  # it has forgotten it already
+                    os.writev(descriptor, (head, body))
 
     def _reply(self, descriptor: int, request: memoryview) -> None:
         _, opcode, unique, node, *_ = _IN_HEADER.unpack_from(request)

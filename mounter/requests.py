@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import struct
+import threading
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
@@ -72,6 +73,8 @@ class Requests:
     def __init__(self, operations: Operations) -> None:
         self.operations = operations
         self.nodes = Nodes()
+        #: Set when the kernel should be asked to forget some.
+        self.crowded = threading.Event()
         self.answers: dict[int, Callable[[int, memoryview], Answer]] = {
             LOOKUP: self._lookup,
             FORGET: self._forget,
@@ -109,6 +112,14 @@ class Requests:
             raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
         return handler(node, body)
 
+    def to_forget(self) -> bytes | None:
+        """What asks the kernel to forget one file (``fuse_notify_inval_entry_out``), None when none is too many."""
+        found = self.nodes.oldest()
+        if found is None:
+            return None
+        parent, name = found
+        return struct.pack("<QII", parent, len(name), 0) + name + b"\0"
+
     def text(self, node: int) -> str:
         return self.nodes.path(node).decode(ENCODING)
 
@@ -123,7 +134,9 @@ class Requests:
         return self._entry(path, attributes)
 
     def _entry(self, path: bytes, attributes: Attributes) -> bytes:
-        given = self.nodes.give(path)
+        given = self.nodes.give(path, is_file=not attributes.is_directory)
+        if self.nodes.too_many:
+            self.crowded.set()
         return _ENTRY.pack(given, 0, KEEP_SECONDS, KEEP_SECONDS, 0, 0) + pack_attributes(attributes)
 
     def _forget(self, node: int, body: memoryview) -> None:

@@ -19,6 +19,7 @@ from imagefs.block.overlay import open_overlay
 from imagefs.block.views import BytesReader, WritableSlice
 from imagefs.browse import open_filesystem
 from imagefs.errors import ImagefsError
+from mounter import nodes, requests
 from mounter.background import Readiness
 from mounter.session import MountOptions, run_foreground
 from mounter.tree import MountSpec, VolumeSpec
@@ -87,6 +88,35 @@ def _ext4_spec(path: Path) -> MountSpec:
     return spec_of(reader, VolumeSpec("p1", BytesReader(b""), lambda: open_filesystem(reader)))
 
 
+class WatchedNodes(nodes.Nodes):
+    """Counts."""
+
+    peak = asked = 0
+
+    def give(self, path: bytes, *, is_file: bool) -> int:
+        self.peak = max(self.peak, len(self) + 1)
+        return super().give(path, is_file=is_file)
+
+    def oldest(self) -> tuple[int, bytes] | None:
+        found = super().oldest()
+        self.asked += found is not None
+        return found
+
+
+def keep_few_nodes(kept: int) -> list[WatchedNodes]:
+    """Have the kernel asked to forget files beyond ``kept``, and few given with their names; the nodes, once
+    there are some."""
+    made: list[WatchedNodes] = []
+
+    def make() -> WatchedNodes:
+        made.append(WatchedNodes(kept))
+        return made[-1]
+
+    requests.Nodes = make  # type: ignore[assignment,misc]
+    requests.MAX_PLUS = 100
+    return made
+
+
 def main(argv: list[str]) -> int:
     directory, settings = argv[0], json.loads(argv[1])
     ready = Readiness(int(argv[argv.index("--ready-fd") + 1])) if "--ready-fd" in argv else None
@@ -96,6 +126,7 @@ def main(argv: list[str]) -> int:
         if ready:
             ready.ready("test image")
 
+    watched = keep_few_nodes(settings["kept"]) if "kept" in settings else []
     options = MountOptions(
         image="test image",
         allow_other=settings.get("allow_other", False),
@@ -117,6 +148,8 @@ def main(argv: list[str]) -> int:
         if ready:
             ready.failed(error)
         return error.exit_code
+    for each in watched:
+        say(f"nodes at most {each.peak}, files asked to be forgotten {each.asked}")
     return 128 + number if number else 0
 
 

@@ -17,10 +17,10 @@ from tests.mounter.test_folders import PROBES
 MEMORY_LIMIT = 300 << 20
 
 
-def large_mount(mount: Mount, room: Path, count: int) -> Live:
+def large_mount(mount: Mount, room: Path, count: int, **settings: int) -> Live:
     need(shutil.which("mke2fs"), "mke2fs")
     (room / "stage").mkdir()
-    return mount("ext4", path=str(make_large_folder(room / "large.raw", room / "stage", count)))
+    return mount("ext4", path=str(make_large_folder(room / "large.raw", room / "stage", count)), **settings)
 
 
 def peak_of(live: Live) -> int:
@@ -33,13 +33,31 @@ def check(live: Live, count: int) -> None:
     with os.scandir(folder) as entries:
         first = [(each.name, each.is_file()) for each in islice(entries, 3)]
     assert first == [(f"name-{at:07d}.dat", True) for at in range(3)]
-    for command in (["ls", "-U"], ["find"]):
+    for command in (["ls", "-U"], ["find"], ["ls", "-l"]):
         done = subprocess.run([*command, folder], check=True, capture_output=True, timeout=900)
         assert done.stdout.count(b"name-") == count
     for at in (0, count // 2, count - 1):
         assert (folder / f"name-{at:07d}.dat").read_bytes() == b"x" * (at % 100)
     assert not any(os.path.lexists(os.fsencode(folder) + b"/" + name) for name in PROBES)
     assert peak_of(live) < MEMORY_LIMIT
+
+
+def test_the_kernel_forgets_files_of_long_ago_and_finds_them_again(mount: Mount, tmp_path: Path) -> None:
+    live = large_mount(mount, tmp_path, 5000, kept=500)
+    folder = live.directory / "p1" / "many"
+    sizes = sorted(range(100), key=str)  # the order in which debugfs lists the hundred files
+    expected = {(f"name-{at:07d}.dat", sizes[at % 100]) for at in range(5000)}
+    with open(folder / "name-0000001.dat", "rb") as held:
+        for _ in range(2):
+            done = subprocess.run(["ls", "-l", folder], check=True, capture_output=True, timeout=60)
+            words = [line.split() for line in done.stdout.decode().splitlines()[1:]]
+            assert {(each[-1], int(each[4])) for each in words} == expected
+        assert held.read() == (folder / "name-0000001.dat").read_bytes() == b"x"
+    assert live.end() == 128 + 15
+    told = live.log().split("nodes at most ")[1]
+    peak, asked = int(told.split(",")[0]), int(told.split("forgotten ")[1].split()[0])
+    assert peak < 4500, "5,104 without asking"
+    assert asked > 4000
 
 
 def test_a_hundred_thousand_entries(mount: Mount, tmp_path: Path) -> None:

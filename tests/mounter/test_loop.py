@@ -26,6 +26,7 @@ class Pattern(Requests):
     def __init__(self) -> None:
         self.taken_back: list[tuple[int, Answer]] = []
         self.opcodes: list[int] = []
+        self.crowded = threading.Event()
 
     def take_back(self, opcode: int, answer: Answer) -> None:
         self.taken_back.append((opcode, answer))

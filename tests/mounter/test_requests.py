@@ -57,9 +57,9 @@ def listed(over: Requests, node: int, *, room: int = 4096) -> list[tuple[int, by
 
 def test_a_node_is_held_until_it_was_forgotten_as_often_as_it_was_given() -> None:
     nodes = Nodes()
-    first = nodes.give(b"/a")
-    assert nodes.give(b"/b") != first
-    assert [nodes.give(b"/a") for _ in range(4)] == [first] * 4
+    first = nodes.give(b"/a", is_file=True)
+    assert nodes.give(b"/b", is_file=True) != first
+    assert [nodes.give(b"/a", is_file=True) for _ in range(4)] == [first] * 4
     nodes.forget(first, 2)
     nodes.forget(first, 2)
     assert nodes.path(first) == b"/a"
@@ -67,10 +67,21 @@ def test_a_node_is_held_until_it_was_forgotten_as_often_as_it_was_given() -> Non
     with pytest.raises(OSError) as caught:
         nodes.path(first)
     assert caught.value.errno == errno.ESTALE
-    assert nodes.give(b"/a") not in (first, ROOT)
+    assert nodes.give(b"/a", is_file=True) not in (first, ROOT)
     nodes.forget(ROOT, 7)
     assert nodes.path(ROOT) == b"/"
     nodes.forget(12345, 1)
+
+
+def test_of_many_files_the_oldest_are_to_be_forgotten() -> None:
+    nodes = Nodes(kept=3)
+    nodes.give(b"/disk.raw", is_file=True)
+    folder = nodes.give(b"/p1", is_file=False)
+    given = [nodes.give(b"/p1/%d" % n, is_file=True) for n in range(6)]
+    assert nodes.too_many
+    nodes.forget(given[0], 1)
+    assert [nodes.oldest() for _ in range(3)] == [(folder, b"1"), (folder, b"2"), None]
+    assert not nodes.too_many
 
 
 def test_nothing_is_held_of_what_the_kernel_forgot() -> None:
