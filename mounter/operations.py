@@ -189,27 +189,21 @@ class MountOperations:
         self._folders[number] = _OpenFolder(node.attributes, stream, path)
         return number
 
-    def folder_items(self, offset: int, fh: int) -> Iterator[tuple[int, bytes, Attributes]]:
-        """One buffer of a folder: where to go on, name, attributes. Damage in the middle ends this
-        buffer; the next one gets the error, so that what can be listed is."""
-        folder, position = self._folders[fh], offset
+    def folder_items(self, offset: int, fh: int) -> list[tuple[bytes, Attributes]]:
+        """Name and attributes of some items of an open folder from position ``offset`` on; none at its end."""
+        folder = self._folders[fh]
         try:
-            for item in folder.stream.since(offset):
-                position = item[0]
-                yield item
+            return folder.stream.at(offset)
         except Exception as error:
-            if position == offset:
-                self._fail(error, f"list {folder.path!r}")
-            self._note_failed(error, f"list {folder.path!r}")
+            self._fail(error, f"list {folder.path!r}")
 
     def readdir(self, path: str | None, fh: int) -> Iterator[tuple[str, dict[str, int], int]]:
         """The whole folder at once, for a binding that knows no offsets."""
-        folder = self._folders[fh]
-        try:
-            for _, name, attributes in folder.stream.since(0):
+        offset = 0
+        while items := self.folder_items(offset, fh):
+            offset += len(items)
+            for name, attributes in items:
                 yield name.decode(ENCODING), _stat_of(attributes), 0
-        except Exception as error:
-            self._fail(error, f"list {folder.path!r}")
 
     def releasedir(self, path: str | None, fh: int) -> int:
         self._folders.pop(fh, None)

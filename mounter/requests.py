@@ -11,7 +11,7 @@ import errno
 import os
 import struct
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Protocol
 
 from mounter.attributes import Attributes
@@ -45,6 +45,8 @@ _STATFS = struct.Struct("<5Q4I24x")
 _SECOND = 1_000_000_000
 _NOTHING = bytes(_ENTRY.size + _ATTR.size)
 _UNKNOWN_BLOCK = 4096
+_FILLING = tuple(bytes(-length & 7) for length in range(8))
+_DOTS = (b".", b"..")
 
 Answer = bytes | None
 
@@ -53,7 +55,7 @@ class Operations(Protocol):
     """What answers; see mounter/operations.py. Each raises OSError."""
 
     def attributes(self, path: bytes, fh: int | None = None) -> Attributes: ...
-    def folder_items(self, offset: int, fh: int) -> Iterator[tuple[int, bytes, Attributes]]: ...
+    def folder_items(self, offset: int, fh: int) -> list[tuple[bytes, Attributes]]: ...
     def readlink(self, path: str) -> str: ...
     def listxattr(self, path: str) -> list[str]: ...
     def getxattr(self, path: str, name: str) -> bytes: ...
@@ -202,8 +204,9 @@ class Requests:
     def _readdir(self, node: int, body: memoryview) -> Answer:
         handle, offset, room = _READ_IN.unpack_from(body)
         out: list[bytes] = []
-        for position, name, attributes in self.operations.folder_items(offset, handle):
-            record = pack_dirent(position, name, attributes)
+        for name, attributes in self.operations.folder_items(offset, handle):
+            offset += 1
+            record = pack_dirent(offset, name, attributes.inode, attributes.mode)
             room -= len(record)
             if room < 0:
                 break
@@ -214,15 +217,16 @@ class Requests:
         """Names with attributes, where they are known: the kernel then asks no more for ``ls -l``. Without a
         node id it takes the name alone."""
         handle, offset, room = _READ_IN.unpack_from(body)
-        path = self.nodes.path(node)
+        above = _below(self.nodes.path(node), b"")
         out: list[bytes] = []
-        for position, name, attributes in self.operations.folder_items(offset, handle):
-            record = pack_dirent(position, name, attributes)
+        for name, attributes in self.operations.folder_items(offset, handle):
+            offset += 1
+            record = pack_dirent(offset, name, attributes.inode, attributes.mode)
             room -= len(record) + len(_NOTHING)
             if room < 0:
                 break
-            alone = not attributes.nlink or position > MAX_PLUS or name in (b".", b"..")
-            out.append(_NOTHING if alone else self._entry(_below(path, name), attributes))
+            alone = not attributes.nlink or offset > MAX_PLUS or name in _DOTS
+            out.append(_NOTHING if alone else self._entry(above + name, attributes))
             out.append(record)
         return b"".join(out)
 
@@ -244,11 +248,10 @@ def pack_attributes(a: Attributes) -> bytes:
 _MAX_U64 = 2**64 - 1
 
 
-def pack_dirent(position: int, name: bytes, attributes: Attributes) -> bytes:
-    """``struct fuse_dirent`` with its name, filled up to 8 bytes."""
+def pack_dirent(position: int, name: bytes, inode: int, mode: int) -> bytes:
+    """``struct fuse_dirent`` with its name, filled up to 8 bytes; ``position`` is where to go on."""
     length = len(name)
-    head = _DIRENT.pack(attributes.inode, position, length, attributes.mode >> 12)
-    return head + name.ljust(length + 7 & ~7, b"\0")
+    return _DIRENT.pack(inode, position, length, mode >> 12) + name + _FILLING[length & 7]
 
 
 def _device(number: int) -> int:

@@ -137,10 +137,10 @@ class VolumeTree:
         limit, start, count = self._cache.largest_folder, len(above), 0
         seen: dict[bytes, Entry | Named] = {}
         for child in lister.names(entry) if lister else filesystem.children(entry):
-            if isinstance(child, Named):
-                name, right = child.name, True
+            if type(child) is Named:
+                name, right = child[0], True
             else:
-                name, right = child.path[start:], child.path.startswith(above)
+                name, right = child[0][start:], child[0].startswith(above)
             if not right or not _can_be_named(name):
                 self._log(f"{self.spec.id}: left out of {entry.path!r}: the name of {child[0][:2000]!r}")
                 continue
