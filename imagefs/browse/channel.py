@@ -12,6 +12,10 @@ import struct
 _HEAD = struct.Struct("<cI")
 #: The longest message. Content comes in pieces of 1 MiB, listings in portions; a list of pieces is the longest.
 MAX_MESSAGE = 64 << 20
+#: The longest read of the volume that is asked for at once.
+MAX_READ = 4 << 20
+#: The exit code of a worker that says: more memory was needed than there may be.
+NO_MEMORY = 12
 _BUFFER = 256 << 10
 
 #: From the asking side: a method with its arguments; the bytes, extents or error that were asked for.

@@ -28,11 +28,7 @@ from imagefs.browse.wire import dumps, loads, pack_error, pack_pieces, pack_port
 from imagefs.errors import ImagefsError
 from imagefs.interfaces import Entry, Extent, FileSystem, Named, Reader
 
-#: The exit code that says: more memory was needed than there may be.
-NO_MEMORY = 12
 _RANGE = struct.Struct("<QQ")
-#: What one message asks for at most.
-MAX_READ = 4 << 20
 #: A portion of a listing: so many entries, or what there is after so many seconds.
 _PORTION, _PATIENCE = 512, 0.05
 #: Listings under way and readers that are kept; who asks for one that is gone begins again.
@@ -48,15 +44,12 @@ def main(descriptor: int, memory: int, seconds: int) -> None:
     while True:
         try:
             letter, body = channel.receive()
-        except ch.ChannelClosed:
-            os._exit(0)
-        _allow(seconds)
-        try:
+            _allow(seconds)
             channel.send(*server.answer(letter, body))
         except ch.ChannelClosed:
-            os._exit(0)
+            return
         except MemoryError:
-            os._exit(NO_MEMORY)
+            raise SystemExit(ch.NO_MEMORY) from None
 
 
 def _bound(memory: int) -> None:
@@ -93,10 +86,10 @@ class _ChannelReader:
 
     def read_at(self, offset: int, length: int, /) -> bytes:
         count = clamp(self.size, offset, length)
-        if count <= MAX_READ:
+        if count <= ch.MAX_READ:
             return self._fetch(offset, count)
-        ends = range(offset, offset + count, MAX_READ)
-        return b"".join(self._fetch(at, min(MAX_READ, offset + count - at)) for at in ends)
+        ends = range(offset, offset + count, ch.MAX_READ)
+        return b"".join(self._fetch(at, min(ch.MAX_READ, offset + count - at)) for at in ends)
 
     def _fetch(self, offset: int, length: int) -> bytes:
         return self._ask(ch.READ, offset, length)

@@ -25,8 +25,7 @@ from imagefs.errors import BrowseError, ImagefsError
 from imagefs.interfaces import Extent, Reader
 
 _RANGE = struct.Struct("<QQ")
-_MAX_READ, _MAX_EXTENTS = 4 << 20, 1000
-_NO_MEMORY = 12
+_MAX_EXTENTS = 1000
 _START = (
     "import sys; sys.path[:] = {path!r}; "
     "from imagefs.browse.worker import main; main({descriptor}, {memory}, {seconds})"
@@ -99,7 +98,7 @@ class Worker:
         offset, length = _RANGE.unpack(body)
         try:
             if letter == ch.READ:
-                return ch.BYTES, self._reader.read_at(offset, min(length, _MAX_READ))
+                return ch.BYTES, self._reader.read_at(offset, min(length, ch.MAX_READ))
             found = islice(extents_of(self._reader, offset, length), _MAX_EXTENTS)
             return ch.EXTENTS, dumps([Extent(each.state, each.offset, each.length) for each in found])
         except ImagefsError as error:
@@ -114,7 +113,7 @@ class Worker:
         self.kill()
         if code is None or code == 0:
             return WorkerDied(f"cannot be understood ({said})")
-        if code == _NO_MEMORY:
+        if code == ch.NO_MEMORY:
             return WorkerDied(f"needed more than {self._limits.memory >> 20} MiB of memory")
         if code == -signal.SIGXCPU:
             return WorkerDied(f"did not end within {self._limits.cpu} seconds of computing")

@@ -294,7 +294,7 @@ def test_nothing_is_left_behind(ext4: Path) -> None:
     """No process and no descriptor, closed or forgotten, killed or not."""
     gc.collect()
     before = len(os.listdir("/proc/self/fd"))
-    for round_ in range(6):
+    for round_ in range(4):
         fs = open_apart(FileReader(ext4))
         assert isinstance(fs, ApartFileSystem)
         pid = worker_of(fs)
