@@ -11,6 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from datetime import tzinfo
 from functools import partial
 from typing import Any, TypeVar
 
@@ -33,8 +34,12 @@ _MAX_DEATHS, _WITHIN = 12, 900.0
 
 
 def open_apart(reader: Reader, *, limits: Limits | None = None, **options: Any) -> FileSystem:
-    """As ``open_filesystem``, with the parsers in a process of their own; ``options`` are its options."""
-    return ApartFileSystem(reader, limits or Limits(), options)
+    """As ``open_filesystem``, with the parsers in a process of their own; ``options`` are its options: plain values
+    and time zones."""
+    plain = {
+        name: ["zone", str(each)] if isinstance(each, tzinfo) else each for name, each in options.items()
+    }
+    return ApartFileSystem(reader, limits or Limits(), plain)
 
 
 class ApartFileSystem:

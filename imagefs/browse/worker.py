@@ -15,6 +15,7 @@ import time
 import traceback
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from datetime import timedelta, timezone
 from itertools import islice
 from typing import Any
 
@@ -114,6 +115,20 @@ class _ChannelReader:
         pass
 
 
+def _option(value: Any) -> Any:
+    """An option of ``open_filesystem``: ``["zone", name]`` is a time zone, as str() names it."""
+    if not isinstance(value, list):
+        return value
+    name = value[1]
+    if not name.startswith("UTC"):
+        from zoneinfo import ZoneInfo
+
+        return ZoneInfo(name)
+    hours, _, minutes = name[4:].partition(":")
+    offset = timedelta(hours=int(hours or 0), minutes=int(minutes or 0))
+    return timezone(-offset if name[3:4] == "-" else offset)
+
+
 class _Server:
     """One file system and what is under way in it."""
 
@@ -143,6 +158,7 @@ class _Server:
 
     def _open(self, size: int, options: dict[str, Any]) -> list[object]:
         self._reader = _ChannelReader(self._channel, size)
+        options = {name: _option(each) for name, each in options.items()}
         fs = self._fs = open_filesystem(self._reader, **options)
         methods = [
             name for name in dir(fs) if not name.startswith("_") and callable(getattr(type(fs), name, None))

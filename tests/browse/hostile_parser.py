@@ -87,10 +87,12 @@ class Fetched(BytesReader):
     """Content of which nobody knows the place."""
 
 
-def opened(reader: Reader) -> FileSystem:
+def opened(reader: Reader, **options: object) -> FileSystem:
     if reader.read_at(0, 4) == b"LOOP":
         misbehave(b"segfault")
-    return HostileParser(open_filesystem(reader), reader)  # type: ignore[return-value]
+    fs = HostileParser(open_filesystem(reader), reader)
+    fs.label = repr(options) if options else fs.label
+    return fs  # type: ignore[return-value]
 
 
 def hostile_start() -> str:

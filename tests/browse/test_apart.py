@@ -10,7 +10,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, timedelta, timezone, tzinfo
 from pathlib import Path
+from zoneinfo import ZoneInfo
 
 import pytest
 
@@ -267,6 +269,22 @@ def test_extents_of_the_volume_reach_the_parser(ext4: Path, monkeypatch: pytest.
     states = fs.xattrs(fs.root())
     assert len(states) == 16 << 10
     assert [states[b"%d" % (at << 10)] for at in (0, 1, 1000, 1001, 4999)] == [b"1", b"3", b"1", b"3", b"3"]
+    fs.close()
+
+
+@pytest.mark.parametrize(
+    "zone",
+    [
+        UTC,
+        ZoneInfo("Europe/Berlin"),
+        timezone(timedelta(hours=-3, minutes=-30)),
+        timezone(timedelta(hours=9)),
+    ],
+)
+def test_options_reach_the_parser(mined: Path, monkeypatch: pytest.MonkeyPatch, zone: tzinfo) -> None:
+    monkeypatch.setattr(workers, "_START", hostile_start())
+    fs = open_apart(FileReader(mined), fat_zone=zone, other=True)
+    assert fs.label == repr({"fat_zone": UTC if zone is UTC else zone, "other": True})
     fs.close()
 
 
