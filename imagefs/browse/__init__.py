@@ -1,6 +1,7 @@
 """File systems over any Reader: opening one, walking, finding, extracting. Nothing here writes to a
 volume, and nothing here knows where the bytes come from."""
 
+from imagefs.browse.apart import open_apart
 from imagefs.browse.extract import ExtractOptions, ExtractReport, extract, plan_targets
 from imagefs.browse.find import Limits, find
 from imagefs.browse.opening import open_filesystem
@@ -12,6 +13,7 @@ __all__ = [
     "Limits",
     "extract",
     "find",
+    "open_apart",
     "open_filesystem",
     "plan_targets",
     "walk",

@@ -33,9 +33,13 @@ class MappedReader:
     def __init__(self, reader: Reader, size: int, pieces: list[Piece], *, label: str) -> None:
         self.size = size
         self._reader: Reader | None = reader
-        self._pieces = pieces
+        self.pieces = pieces
         self._starts = [piece.start for piece in pieces]
-        self._label = label
+        self.label = label
+
+    def lies_on(self, reader: Reader | None) -> bool:
+        """Whether the pieces are places of ``reader`` itself."""
+        return reader is not None and self._reader is reader
 
     def read_at(self, offset: int, length: int, /) -> bytes:
         count = clamp(self.size, offset, length)
@@ -70,8 +74,8 @@ class MappedReader:
 
     def _known(self, offset: int, end: int) -> Iterator[tuple[Piece, int, int]]:
         """The pieces that touch a range, as ``_cut`` gives them; parts without a piece are left out."""
-        for index in range(max(0, bisect_right(self._starts, offset) - 1), len(self._pieces)):
-            piece = self._pieces[index]
+        for index in range(max(0, bisect_right(self._starts, offset) - 1), len(self.pieces)):
+            piece = self.pieces[index]
             if piece.start >= end:
                 return
             skip = max(0, offset - piece.start)
@@ -84,9 +88,9 @@ class MappedReader:
         end = offset + count
         index = bisect_right(self._starts, offset) - 1
         while offset < end:
-            piece = self._pieces[index] if 0 <= index < len(self._pieces) else None
+            piece = self.pieces[index] if 0 <= index < len(self.pieces) else None
             if piece is None or not piece.start <= offset < piece.start + piece.length:
-                raise damaged(self._label, offset, "the file system does not say where they lie")
+                raise damaged(self.label, offset, "the file system does not say where they lie")
             part = min(end, piece.start + piece.length) - offset
             yield piece, offset - piece.start, part
             offset += part
@@ -95,12 +99,12 @@ class MappedReader:
     def _read(self, reader: Reader, source: int, length: int) -> bytes:
         data = reader.read_at(source, length)
         if len(data) < length:
-            raise damaged(self._label, source, "they lie past the end of the volume")
+            raise damaged(self.label, source, "they lie past the end of the volume")
         return data
 
     def _open_reader(self) -> Reader:
         if self._reader is None:
-            raise BrowseError(f"'{self._label}' is closed")
+            raise BrowseError(f"'{self.label}' is closed")
         return self._reader
 
     def close(self) -> None:
@@ -124,7 +128,7 @@ class FetchReader:
         self.size = size
         self._fetch: Callable[[int, int], bytes] | None = fetch
         self._label = label
-        self._layout = layout
+        self.layout = layout
 
     def read_at(self, offset: int, length: int, /) -> bytes:
         count = clamp(self.size, offset, length)
@@ -144,8 +148,8 @@ class FetchReader:
         count = clamp(self.size, offset, length)
         if self._fetch is None:
             raise BrowseError(f"'{self._label}' is closed")
-        if self._layout is not None:
-            return self._layout.extents(offset, count)
+        if self.layout is not None:
+            return self.layout.extents(offset, count)
         return iter([Extent(State.STORED, offset, count)] if count else [])
 
     def close(self) -> None:

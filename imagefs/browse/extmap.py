@@ -11,11 +11,13 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 from itertools import pairwise
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from imagefs.browse.content import Piece, damaged
 from imagefs.interfaces import Reader
+
+if TYPE_CHECKING:
+    import numpy as np
 
 _EXTENT_MAGIC = 0xF30A
 _MAX_DEPTH = 5
@@ -102,7 +104,7 @@ class _Walk:
 
     def pointers(self, root: bytes) -> Iterator[_Run]:
         """The runs behind twelve direct and three indirect pointers."""
-        table = np.frombuffer(root, dtype="<u4").astype(np.int64)
+        table = _pointers(root)
         yield from self._table(table[:_DIRECT], 0)
         first, span = _DIRECT, self._size // 4
         for level in range(1, 4):
@@ -117,7 +119,7 @@ class _Walk:
         if not block:
             yield first, span * per_table, None
             return
-        table = np.frombuffer(self._read(block), dtype="<u4").astype(np.int64)
+        table = _pointers(self._read(block))
         if level == 1:
             yield from self._table(table, first)
             return
@@ -128,6 +130,8 @@ class _Walk:
 
     def _table(self, table: np.ndarray[tuple[int], np.dtype[np.int64]], first: int) -> Iterator[_Run]:
         """The runs of one table of pointers: consecutive blocks, or zeros, which are holes."""
+        import numpy as np
+
         step = np.diff(table)
         holes = table == 0
         same = np.where(holes[1:], holes[:-1], ~holes[:-1] & (step == 1))
@@ -141,3 +145,9 @@ class _Walk:
             raise damaged(self._label, 0, f"block {block} cannot be a part of its block map")
         self._seen.add(block)
         return self._reader.read_at(block * self._size, self._size)
+
+
+def _pointers(raw: bytes) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    import numpy as np  # slow to load, and files of ext4 need none of it
+
+    return np.frombuffer(raw, dtype="<u4").astype(np.int64)

@@ -7,9 +7,9 @@ million is found by reading one block. Knows nothing of file systems.
 from __future__ import annotations
 
 from array import array
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator
-
-import numpy as np
+from typing import Any
 
 from imagefs.browse.bigdir import Damage, Name, Names
 from imagefs.browse.names import safe_name
@@ -30,7 +30,8 @@ class NameIndex:
         self._names = names
         self._key = key
         self._added, self._starts = array("q"), array("i")
-        self._hashes, self._blocks = np.empty(0, np.int64), np.empty(0, np.int32)
+        self._hashes: Any = array("q")
+        self._blocks: Any = array("i")
         self._last: tuple[int, list[Name]] = (-2, [])
 
     @classmethod
@@ -50,6 +51,8 @@ class NameIndex:
         self._starts.extend([start // _UNIT] * len(shown))
 
     def seal(self) -> NameIndex:
+        import numpy as np  # slow to load, and few directories are large
+
         added = np.frombuffer(self._added, dtype=np.int64)
         order = np.argsort(added, kind="stable")
         self._hashes, self._blocks = added[order], np.frombuffer(self._starts, dtype=np.int32)[order]
@@ -59,7 +62,7 @@ class NameIndex:
     def find(self, name: bytes) -> Iterator[Name]:
         """Each name that is ``name`` under the key, in the order of the disk."""
         key = self._key(name)
-        first, end = (int(np.searchsorted(self._hashes, hash(key), side)) for side in ("left", "right"))
+        first, end = bisect_left(self._hashes, hash(key)), bisect_right(self._hashes, hash(key))
         for start in sorted(set(self._blocks[first:end].tolist())):
             for each in self._block(start * _UNIT if start >= 0 else -1):
                 if self._key(safe_name(each.name)) == key:

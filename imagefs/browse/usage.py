@@ -9,8 +9,6 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 
-import numpy as np
-
 from imagefs.browse.extinode import read_superblock
 from imagefs.interfaces import Reader
 
@@ -91,6 +89,8 @@ class _Fat:
 
 
 def _fat_used(reader: Reader, kind: str, boot: bytes) -> int | None:
+    import numpy as np  # slow to load, and most volumes need none of it
+
     fat = _Fat(boot)
     if not fat.cluster:
         return None

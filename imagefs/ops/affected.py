@@ -94,9 +94,9 @@ def find_affected(
 
 
 def _open(reader: Reader) -> FileSystem:
-    from imagefs.browse import open_filesystem  # The Sleuth Kit takes its time to load
+    from imagefs.browse import open_apart
 
-    return open_filesystem(reader)
+    return open_apart(reader)
 
 
 def _search(fs: FileSystem, volume: Volume, wanted: _Ranges, found: Affected) -> None:

@@ -122,9 +122,9 @@ class DiskImage:
 
     def filesystem(self, number: int) -> FileSystem:
         """The file system of volume ``number``, closed with this image. Raises BrowseError."""
-        from imagefs.browse import open_filesystem  # with TSK, which verify and restore do not need
+        from imagefs.browse import open_apart  # which verify and restore do not need
 
-        opened = open_filesystem(self.volume_reader(self.volume(number)))
+        opened = open_apart(self.volume_reader(self.volume(number)))
         with self._lock:
             self._open.append(opened)
         return opened

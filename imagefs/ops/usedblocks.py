@@ -155,9 +155,9 @@ def _without_swap_files(part: Reader, first: I64, end: I64, *, keep_swap: bool) 
 
 
 def _open(part: Reader) -> FileSystem:
-    from imagefs.browse import open_filesystem  # The Sleuth Kit takes its time to load
+    from imagefs.browse import open_apart
 
-    return open_filesystem(part)
+    return open_apart(part)
 
 
 def _complement(used: UsedMap, size: int) -> tuple[I64, I64]:

@@ -17,12 +17,14 @@ from typing import Any
 from imagefs.block.devices import open_source
 from imagefs.block.overlay import open_overlay
 from imagefs.block.views import BytesReader, WritableSlice
-from imagefs.browse import open_filesystem
+from imagefs.browse import open_apart, open_filesystem, workers
+from imagefs.browse.workers import Limits
 from imagefs.errors import ImagefsError
 from mounter import nodes, requests
 from mounter.background import Readiness
 from mounter.session import MountOptions, run_foreground
 from mounter.tree import MountSpec, VolumeSpec
+from tests.browse.hostile_parser import hostile_start
 from tests.mounter.fakes import (
     BadReader,
     FakeFileSystem,
@@ -60,6 +62,7 @@ def build(settings: dict[str, Any]) -> MountSpec:
         "usual": usual_spec,
         "threaded": threaded,
         "sparse": lambda: spec_of(sparse_reader()),
+        "hostile": lambda: _hostile_spec(Path(settings["path"])),
         "ext4": lambda: _ext4_spec(Path(settings["path"])),
         "bad": lambda: spec_of(BadReader(noise(1 << 20), range(300_000, 365_536))),
         "short": lambda: spec_of(ShortReader(noise(1 << 20))),
@@ -81,6 +84,17 @@ def _overlay_spec(path: str) -> MountSpec:
     disk = open_overlay(BytesReader(noise(4 << 20)), path, view=bytes(32), image=bytes(16))
     part = WritableSlice(disk, 1 << 20, 1_000_003)
     return spec_of(disk, VolumeSpec("p1", part, small_filesystem))
+
+
+def _hostile_spec(path: Path) -> MountSpec:
+    """The same volume twice, each with a parser that names in it can crash."""
+    reader = open_source(str(path))
+    workers._START = hostile_start()
+    volumes = [
+        VolumeSpec(name, BytesReader(b""), lambda: open_apart(reader, limits=Limits(cpu=1)))
+        for name in ("p1", "p2")
+    ]
+    return spec_of(reader, *volumes)
 
 
 def _ext4_spec(path: Path) -> MountSpec:

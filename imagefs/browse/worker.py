@@ -1,0 +1,243 @@
+"""What runs in the worker process: a file system over a Reader that is asked for over a socket.
+
+Started by ``workers.py`` and never imported by it. Parses what hostile disks say, so it may crash, loop or eat
+memory: it has limits, no files to write, and an end when its parent has one.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import resource
+import socket
+import struct
+import time
+import traceback
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from datetime import timedelta, timezone
+from itertools import islice
+from typing import Any
+
+from imagefs.block.views import BytesReader, clamp
+from imagefs.browse import channel as ch
+from imagefs.browse.ahead import folders_of
+from imagefs.browse.channel import Channel
+from imagefs.browse.content import FetchReader, MappedReader
+from imagefs.browse.opening import open_filesystem
+from imagefs.browse.wire import dumps, loads, pack_error, pack_pieces, pack_portion, unpack_error
+from imagefs.errors import ImagefsError
+from imagefs.interfaces import Entry, Extent, FileSystem, Named, Reader
+
+_RANGE = struct.Struct("<QQ")
+#: A portion of a listing: so many entries, or what there is after so many seconds.
+_PORTION, _PATIENCE = 512, 0.05
+#: Listings under way and readers that are kept; who asks for one that is gone begins again.
+_MAX_HELD = 256
+_MAX_BYTES = 1 << 20
+
+
+def main(descriptor: int, memory: int, seconds: int) -> None:
+    """Serve the socket ``descriptor`` until it closes; standard input is a pipe nobody writes to."""
+    _bound(memory)
+    channel = Channel(socket.socket(fileno=descriptor))
+    server = _Server(channel)
+    while True:
+        try:
+            letter, body = channel.receive()
+            _allow(seconds)
+            channel.send(*server.answer(letter, body))
+        except ch.ChannelClosed:
+            return
+        except MemoryError:
+            raise SystemExit(ch.NO_MEMORY) from None
+
+
+def _bound(memory: int) -> None:
+    """Limits, and death with the parent: the kernel sends SIGIO, which ends a process, when the pipe's other
+    end is closed. (PR_SET_PDEATHSIG would come with the end of the thread that started us.)"""
+    fcntl.fcntl(0, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(0, fcntl.F_SETFL, os.O_ASYNC)
+    for limit, value in (
+        (resource.RLIMIT_AS, memory),
+        (resource.RLIMIT_CORE, 0),
+        (resource.RLIMIT_FSIZE, 0),
+        (resource.RLIMIT_NOFILE, 64),
+    ):
+        hard = resource.getrlimit(limit)[1]
+        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        resource.setrlimit(limit, (value, value))
+
+
+def _allow(seconds: int) -> None:
+    """From now on so many seconds of CPU; then comes SIGXCPU, which ends us."""
+    until = int(time.process_time()) + seconds + 1
+    hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
+    resource.setrlimit(
+        resource.RLIMIT_CPU, (until if hard == resource.RLIM_INFINITY else min(until, hard), hard)
+    )
+
+
+class _ChannelReader:
+    """The volume, as the other side of the channel reads it."""
+
+    def __init__(self, channel: Channel, size: int) -> None:
+        self.size = size
+        self._channel = channel
+
+    def read_at(self, offset: int, length: int, /) -> bytes:
+        count = clamp(self.size, offset, length)
+        if count <= ch.MAX_READ:
+            return self._fetch(offset, count)
+        ends = range(offset, offset + count, ch.MAX_READ)
+        return b"".join(self._fetch(at, min(ch.MAX_READ, offset + count - at)) for at in ends)
+
+    def _fetch(self, offset: int, length: int) -> bytes:
+        return self._ask(ch.READ, offset, length)
+
+    def extents(self, offset: int, length: int, /) -> Iterator[Extent]:
+        end = offset + clamp(self.size, offset, length)
+        while offset < end:
+            found = loads(self._ask(ch.ASK_EXTENTS, offset, end - offset))
+            if not found:
+                return
+            yield from found
+            offset = found[-1].offset + found[-1].length
+
+    def _ask(self, letter: bytes, offset: int, length: int) -> bytes:
+        self._channel.send(letter, _RANGE.pack(offset, length))
+        letter, body = self._channel.receive()
+        if letter == ch.FAILED:
+            raise unpack_error(body)
+        return body
+
+    def close(self) -> None:
+        pass
+
+
+def _option(value: Any) -> Any:
+    """An option of ``open_filesystem``: ``["zone", name]`` is a time zone, as str() names it."""
+    if not isinstance(value, list):
+        return value
+    name = value[1]
+    if not name.startswith("UTC"):
+        from zoneinfo import ZoneInfo
+
+        return ZoneInfo(name)
+    hours, _, minutes = name[4:].partition(":")
+    offset = timedelta(hours=int(hours or 0), minutes=int(minutes or 0))
+    return timezone(-offset if name[3:4] == "-" else offset)
+
+
+class _Server:
+    """One file system and what is under way in it."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self._reader: Reader | None = None
+        self._fs: FileSystem | None = None
+        self._held: OrderedDict[int, Any] = OrderedDict()
+        self._number = int.from_bytes(os.urandom(7), "little")  # never one of a worker before this one
+
+    def answer(self, letter: bytes, body: bytes) -> tuple[bytes, bytes]:
+        try:
+            method, *args = loads(body)
+            if method == "read":
+                return ch.CONTENT, self._read(*args)
+            if method == "open filesystem":
+                return ch.ANSWER, dumps(self._open(*args))
+            answer = self._more(*args) if method == "more" else self._call(method, *args)
+            return (ch.PORTION, answer) if type(answer) is bytes else (ch.ANSWER, dumps(answer))
+        except ImagefsError as error:
+            return ch.ERROR, pack_error(error)
+        except MemoryError:
+            raise
+        except Exception as error:
+            said = f"{type(error).__name__}: {error}"
+            return ch.ERROR, dumps([said, "".join(traceback.format_exception(error))[-4000:]])
+
+    def _open(self, size: int, options: dict[str, Any]) -> list[object]:
+        self._reader = _ChannelReader(self._channel, size)
+        options = {name: _option(each) for name, each in options.items()}
+        fs = self._fs = open_filesystem(self._reader, **options)
+        methods = [
+            name for name in dir(fs) if not name.startswith("_") and callable(getattr(type(fs), name, None))
+        ]
+        return [fs.kind, fs.case_insensitive, methods]
+
+    def _call(self, method: str, skip: int, ahead: list[Entry], *args: Any) -> list[object] | bytes:
+        """A method or property. ``skip`` is how many entries of a listing are known already, ``ahead`` are
+        folders to list as well."""
+        result = getattr(self._fs, method)
+        if callable(result):
+            result = result(*args)
+        if isinstance(result, Iterator):
+            for _ in range(skip):
+                next(result, None)
+            return self._portion(result, method, ahead)
+        return self._content(result) if hasattr(result, "read_at") else ["value", result]
+
+    def _hold(self, thing: Any) -> int:
+        self._number += 1
+        self._held[self._number] = thing
+        if len(self._held) > _MAX_HELD:
+            self._held.popitem(last=False)
+        return self._number
+
+    def _content(self, reader: Any) -> list[object]:
+        """A file's content: where it lies, what it is, or a number by which it can be read."""
+        if type(reader) is MappedReader and reader.lies_on(self._reader):
+            return ["pieces", reader.size, pack_pieces(reader.pieces), reader.label]
+        if type(reader) is BytesReader and reader.size <= _MAX_BYTES:
+            return ["bytes", reader.read_at(0, reader.size)]
+        layout = reader.layout if type(reader) is FetchReader else None
+        if layout is not None and not layout.lies_on(self._reader):
+            layout = None
+        pieces = None if layout is None else pack_pieces(layout.pieces)
+        return ["held", self._hold(reader), reader.size, pieces]
+
+    def _read(self, number: int, offset: int, length: int) -> bytes:
+        reader = self._held.get(number)
+        if reader is None:
+            return b""  # gone: no read of something is answered with nothing
+        self._held.move_to_end(number)
+        return bytes(reader.read_at(offset, length))
+
+    def _more(self, number: int) -> list[object] | bytes:
+        found = self._held.pop(number, None)
+        return ["gone"] if found is None else self._portion(found)
+
+    def _portion(
+        self, found: Iterator[Entry | Named], method: str = "", ahead: Sequence[Entry] = ()
+    ) -> bytes:
+        """Facts (number to go on with or None, error or None, other folders) and entries."""
+        entries: list[Entry | Named] = []
+        until = time.monotonic() + _PATIENCE
+        try:
+            for entry in found:
+                entries.append(entry)
+                if len(entries) >= _PORTION or (len(entries) % 32 == 0 and time.monotonic() > until):
+                    return pack_portion((self._hold(found), None, []), entries)
+        except ImagefsError as error:
+            return pack_portion((None, pack_error(error), []), entries)
+        folders = self._ahead(entries, method, ahead, until) if ahead else []
+        return pack_portion((None, None, folders), entries)
+
+    def _ahead(
+        self, entries: list[Entry | Named], method: str, ahead: Sequence[Entry], until: float
+    ) -> list[list[object]]:
+        """Append the listings of further folders; [address, path, number of entries] of each."""
+        stack = [*reversed(ahead), *reversed(folders_of(entries))]
+        folders: list[list[object]] = []
+        while stack and len(entries) < _PORTION and time.monotonic() < until:
+            folder = stack.pop()
+            try:
+                listed = list(islice(getattr(self._fs, method)(folder), _PORTION + 1))
+            except ImagefsError:  # who asks for it will hear of it
+                break
+            if len(listed) > _PORTION:
+                break
+            folders.append([folder.inode, folder.path, len(listed)])
+            entries += listed
+            stack += reversed(folders_of(listed))
+        return folders

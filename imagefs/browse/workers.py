@@ -1,0 +1,151 @@
+"""A worker process, from the outside: started, asked one thing at a time, killed when it fails.
+
+``worker.py`` is what runs in it. Fork and exec of a fresh interpreter, so that a process with threads can start
+one; it gets nothing of ours but the socket and a pipe that closes with us.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from imagefs.block.views import extents_of
+from imagefs.browse import channel as ch
+from imagefs.browse.channel import Channel
+from imagefs.browse.wire import dumps, pack_error
+from imagefs.errors import BrowseError, ImagefsError
+from imagefs.interfaces import Extent, Reader
+
+_RANGE = struct.Struct("<QQ")
+_MAX_EXTENTS = 1000
+_START = (
+    "import sys; sys.path[:] = {path!r}; "
+    "from imagefs.browse.worker import main; main({descriptor}, {memory}, {seconds})"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a worker may use: bytes of address space; for each request seconds of CPU, of silence, and in all
+    but our own reads."""
+
+    memory: int = 2 << 30
+    cpu: int = 60
+    silence: float = 60.0
+    whole: float = 600.0
+
+
+class WorkerDied(Exception):
+    """The worker is gone. ``why`` goes on "the process that parses the file system …"; ``own_fault`` tells
+    that it may do so again."""
+
+    def __init__(self, why: str, *, own_fault: bool = True) -> None:
+        super().__init__(why)
+        self.why = why
+        self.own_fault = own_fault
+
+
+class Worker:
+    """One process. For one thread at a time, but ``kill`` is for any."""
+
+    def __init__(self, reader: Reader, limits: Limits) -> None:
+        self._reader = reader
+        self._limits = limits
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self._process = _spawn(theirs.fileno(), limits)
+        self._channel = Channel(ours, silence=limits.silence)
+
+    def call(self, request: bytes) -> tuple[bytes, bytes]:
+        """(letter, bytes) of the answer. WorkerDied when there is none; then nothing more can be asked."""
+        try:
+            self._channel.send(ch.CALL, request)
+            return self._answer()
+        except ch.ChannelSilent:
+            self.kill()
+            raise WorkerDied(f"did not answer for {self._limits.silence:.0f} seconds") from None
+        except ch.ChannelClosed as error:
+            raise self._died(str(error)) from None
+        except BaseException:  # ours; what the worker says next would be taken for another answer
+            self.kill()
+            raise
+
+    def _answer(self) -> tuple[bytes, bytes]:
+        left, since = self._limits.whole, time.monotonic()
+        while True:
+            letter, body = self._channel.receive()
+            if letter not in (ch.READ, ch.ASK_EXTENTS):
+                return letter, body
+            left -= time.monotonic() - since
+            if left < 0:
+                self.kill()
+                raise WorkerDied(f"did not end within {self._limits.whole:.0f} seconds")
+            reply = self._served(letter, body)
+            since = time.monotonic()
+            self._channel.send(*reply)
+
+    def _served(self, letter: bytes, body: bytes) -> tuple[bytes, bytes]:
+        if len(body) != _RANGE.size:
+            raise ch.ChannelClosed("a request that cannot be")
+        offset, length = _RANGE.unpack(body)
+        try:
+            if letter == ch.READ:
+                return ch.BYTES, self._reader.read_at(offset, min(length, ch.MAX_READ))
+            found = islice(extents_of(self._reader, offset, length), _MAX_EXTENTS)
+            return ch.EXTENTS, dumps([Extent(each.state, each.offset, each.length) for each in found])
+        except ImagefsError as error:
+            return ch.FAILED, pack_error(error)
+
+    def _died(self, said: str) -> WorkerDied:
+        """Why it is gone: it may be about to die, or be alive and have said nonsense."""
+        try:
+            code = self._process.wait(1)
+        except subprocess.TimeoutExpired:
+            code = None
+        self.kill()
+        if code is None or code == 0:
+            return WorkerDied(f"cannot be understood ({said})")
+        if code == ch.NO_MEMORY:
+            return WorkerDied(f"needed more than {self._limits.memory >> 20} MiB of memory")
+        if code == -signal.SIGXCPU:
+            return WorkerDied(f"did not end within {self._limits.cpu} seconds of computing")
+        if code == -signal.SIGKILL:
+            return WorkerDied("was killed", own_fault=False)
+        name = signal.Signals(-code).name if -code in set(signal.Signals) else f"exit code {code}"
+        return WorkerDied(f"crashed ({name})")
+
+    def kill(self) -> None:
+        """End it, whatever it does. Safe to call twice, and while another thread waits for an answer."""
+        self._process.kill()
+        self._process.wait()
+        with contextlib.suppress(OSError):
+            if self._process.stdin is not None:
+                self._process.stdin.close()
+        self._channel.end()
+
+
+def _spawn(descriptor: int, limits: Limits) -> subprocess.Popen[bytes]:
+    path = [*sys.path, str(Path(__file__).parents[2])]
+    code = _START.format(path=path, descriptor=descriptor, memory=limits.memory, seconds=limits.cpu)
+    try:
+        return subprocess.Popen(
+            [sys.executable, "-S", "-E", "-s", "-P", "-c", code],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            pass_fds=[descriptor],
+            start_new_session=True,
+            bufsize=0,
+        )
+    except OSError as error:
+        raise BrowseError(
+            f"the process that parses file systems cannot be started: {error.strerror}"
+        ) from error

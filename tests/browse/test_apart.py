@@ -1,0 +1,420 @@
+"""Parsers in a worker process: the same answers as in this one, and deaths that cost one request each."""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, timedelta, timezone, tzinfo
+from pathlib import Path
+from zoneinfo import ZoneInfo
+
+import pytest
+
+from imagefs.block.views import BytesReader
+from imagefs.browse import open_apart, open_filesystem, walk, workers
+from imagefs.browse.apart import ApartFileSystem
+from imagefs.browse.content import MappedReader
+from imagefs.browse.workers import Limits
+from imagefs.errors import BrowseError, ImagefsError, IntegrityError, NotAFileSystem, PathNotFound
+from imagefs.interfaces import EntryType, Extent, FileSystem, HasStreams, HasXattrs, ListsNames, State
+from tests.browse.disks import MIB, BreakingReader, FileReader, make_ext
+from tests.browse.hostile_parser import hostile_start
+from tests.browse.test_damage import blocks_of
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def mined(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """ext4 whose names tell the hostile parser what to do."""
+    room = tmp_path_factory.mktemp("mined")
+    words = ("segfault", "loop", "sleep", "memory", "aborted", "killed", "bug", "nonsense", "good")
+    for word in words:
+        (room / "tree" / word).mkdir(parents=True)
+        (room / "tree" / word / "inside").write_bytes(word.encode())
+        (room / "tree" / f"file-{word}-held").write_bytes(word.encode() * 1000)
+    return make_ext(room / "ext4", room / "tree")
+
+
+Opener = Callable[..., ApartFileSystem]
+
+
+@pytest.fixture
+def hostile(mined: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Opener]:
+    monkeypatch.setattr(workers, "_START", hostile_start())
+    opened: list[FileSystem] = []
+
+    def open_it(**limits: float) -> ApartFileSystem:
+        fs = open_apart(FileReader(mined), limits=Limits(**limits))  # type: ignore[arg-type]
+        assert isinstance(fs, ApartFileSystem)
+        opened.append(fs)
+        return fs
+
+    yield open_it
+    for fs in opened:
+        fs.close()
+
+
+def everything(fs: FileSystem) -> list[object]:
+    """All that a file system says of its tree."""
+    said: list[object] = [fs.kind, fs.label, fs.case_insensitive, fs.used_bytes, fs.root()]
+    errors: list[ImagefsError] = []
+    for entry in walk(fs, fs.root(), onerror=errors.append):
+        said += [entry, fs.lookup(entry.path), fs.places(entry)]
+        try:
+            if entry.type is EntryType.SYMLINK:
+                said.append(fs.readlink(entry))
+            content = fs.open(entry)
+            said += [content.size, content.read_at(0, content.size), content.read_at(content.size // 2, 100)]
+            said.append(list(content.extents(0, content.size)))  # type: ignore[attr-defined]
+        except (ImagefsError, AttributeError) as error:
+            said.append(_words(error) if isinstance(error, ImagefsError) else "no extents")
+    said += map(_words, errors)
+    if isinstance(fs, ListsNames):
+        said += list(fs.names(fs.root()))
+    return said
+
+
+def _words(error: ImagefsError) -> tuple[object, ...]:
+    return type(error), error.message, error.hint, error.data
+
+
+@pytest.mark.parametrize("name", ["ext4", "ext2", "ntfs"])
+def test_the_same_answers_as_in_one_process(name: str, request: pytest.FixtureRequest) -> None:
+    same_answers(request.getfixturevalue(name))
+
+
+def test_the_same_answers_of_fat(fat: Path) -> None:
+    same_answers(fat)
+
+
+def same_answers(path: Path) -> None:
+    apart = open_apart(FileReader(path))
+    here = open_filesystem(FileReader(path))
+    assert everything(apart) == everything(here)
+    for protocol in (ListsNames, HasStreams, HasXattrs):
+        assert isinstance(apart, protocol) == isinstance(here, protocol)
+    apart.close()
+    here.close()
+
+
+def test_errors_come_out_as_they_are(ext4: Path) -> None:
+    with pytest.raises(NotAFileSystem, match="empty"):
+        open_apart(BytesReader(bytes(MIB)))
+    start = blocks_of(ext4, "many")[0] * 1024
+    broken = BreakingReader(FileReader(ext4), start, start + 1024)
+    fs = open_apart(broken)
+    with pytest.raises(IntegrityError) as caught:
+        list(fs.children(fs.lookup(b"/many")))
+    assert caught.value.data == {"chunk": 17}
+    broken.broken = False
+    assert len(list(fs.children(fs.lookup(b"/many")))) == 300
+    with pytest.raises(PathNotFound):
+        fs.lookup(b"/nothing here")
+    fs.close()
+    with pytest.raises(BrowseError, match="closed"):
+        fs.root()
+
+
+def test_an_exception_that_is_no_answer_does_not_become_one(ext4: Path) -> None:
+    """After one, what the worker still sends is not taken for the answer to something else."""
+
+    class Interrupt(BaseException):
+        pass
+
+    class Interrupted(FileReader):
+        now = False
+
+        def read_at(self, offset: int, length: int, /) -> bytes:
+            if self.now:
+                self.now = False
+                raise Interrupt
+            return super().read_at(offset, length)
+
+    reader = Interrupted(ext4)
+    fs = open_apart(reader)
+    reader.now = True
+    with pytest.raises(Interrupt):
+        fs.lookup(b"/many")
+    here = open_filesystem(FileReader(ext4))
+    expected = [entry.path for entry in walk(here, here.root(), onerror=print)]
+    assert [entry.path for entry in walk(fs, fs.root(), onerror=print)] == expected
+    fs.close()
+
+
+@pytest.mark.parametrize(
+    ("word", "limits", "said"),
+    [
+        ("segfault", {}, "crashed (SIGSEGV)"),
+        ("aborted", {}, "crashed (SIGABRT)"),
+        ("killed", {}, "was killed"),
+        ("loop", {"cpu": 1}, "did not end within 1 seconds of computing"),
+        ("sleep", {"silence": 1.0}, "did not answer for 1 seconds"),
+        ("memory", {"memory": 1 << 29}, "needed more than 512 MiB of memory"),
+        ("bug", {}, "the parser failed (IndexError: of a parser)"),
+        ("nonsense", {}, "cannot be understood"),
+    ],
+)
+def test_a_death_costs_one_request(hostile: Opener, word: str, limits: dict[str, float], said: str) -> None:
+    fs = hostile(**limits)
+    folder = fs.lookup(f"/{word}".encode())
+    with pytest.raises(BrowseError) as caught:
+        list(fs.children(folder))
+    assert said in caught.value.message
+    assert f"'/{word}'" in caught.value.message
+    with pytest.raises(BrowseError, match=f"'/file-{word}-held'"):
+        fs.open(fs.lookup(f"/file-{word}-held".encode()))
+    good = fs.lookup(b"/good/inside")
+    assert fs.open(good).read_at(0, 10) == b"good"
+
+
+def test_what_killed_is_not_tried_again_at_once(hostile: Opener) -> None:
+    fs = hostile()
+    folder = fs.lookup(b"/segfault")
+    for _ in range(50):
+        with pytest.raises(BrowseError, match="SIGSEGV"):
+            fs.children(folder)
+    assert len(fs._deaths) == 1
+    assert len(list(fs.children(fs.lookup(b"/good")))) == 1
+
+
+def test_a_file_system_is_given_up_in_the_end(hostile: Opener) -> None:
+    fs = hostile()
+    file = fs.lookup(b"/segfault")
+    with pytest.raises(BrowseError, match="given up"):
+        for number in range(1000):
+            with pytest.raises(BrowseError, match=r"SIGSEGV|given up") as caught:
+                fs.children(file._replace(path=b"/segfault/%d" % number))
+            if "given up" in caught.value.message:
+                raise caught.value
+    assert number < 50
+    with pytest.raises(BrowseError, match="given up"):
+        fs.lookup(b"/good")
+
+
+def test_opening_that_kills_the_worker_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "_START", hostile_start())
+    with pytest.raises(BrowseError, match="SIGSEGV"):
+        open_apart(BytesReader(b"LOOP" + bytes(MIB)))
+
+
+def test_a_walk_goes_round_what_kills(hostile: Opener) -> None:
+    """Folders that are listed on suspicion are not blamed on the one that was asked for."""
+    fs = hostile(cpu=1, silence=2.0, memory=1 << 29)
+    errors: list[str] = []
+    seen = [e.path for e in walk(fs, fs.root(), onerror=lambda error: errors.append(error.message))]
+    assert b"/good/inside" in seen
+    for word in ("segfault", "loop", "sleep", "memory", "aborted", "killed", "bug", "nonsense"):
+        assert len([each for each in errors if f"'/{word}'" in each]) == 1, (word, errors)
+
+
+def test_a_listing_goes_on_where_a_killed_worker_was(ext4: Path, tmp_path: Path) -> None:
+    room = tmp_path / "tree" / "wide"
+    room.mkdir(parents=True)
+    for number in range(1200):
+        (room / f"name-{number:04d}").touch()
+    fs = open_apart(FileReader(make_ext(tmp_path / "wide", room.parent, "-N", "2000")))
+    assert isinstance(fs, ApartFileSystem)
+    found = fs.children(fs.lookup(b"/wide"))
+    names = [next(found).name for _ in range(700)]
+    kill_worker(fs)
+    with pytest.raises(BrowseError):
+        fs.lookup(b"/wide/name-1199")
+    names += [entry.name for entry in found]
+    assert len(names) == len(set(names)) == 1200
+    fs.close()
+
+
+def test_content_goes_on_in_a_new_worker(hostile: Opener) -> None:
+    fs = hostile()
+    content = fs.open(fs.lookup(b"/file-good-held"))
+    assert not isinstance(content, MappedReader)
+    assert content.read_at(0, 8) == b"goodgood"
+    kill_worker(fs)
+    with pytest.raises(BrowseError, match="was killed"):
+        content.read_at(0, 8)
+    assert content.read_at(2, 8) == b"odgoodgo"
+    assert content.read_at(3996, 100) == b"good"
+    content.close()
+    with pytest.raises(BrowseError, match="closed"):
+        content.read_at(0, 1)
+
+
+def test_content_whose_place_is_known_needs_no_worker(ext4: Path) -> None:
+    fs = open_apart(FileReader(ext4))
+    assert isinstance(fs, ApartFileSystem)
+    content = fs.open(fs.lookup(b"/rnd"))
+    kill_worker(fs)
+    assert len(content.read_at(0, 300_000)) == 300_000
+    fs.close()
+
+
+def test_extents_of_the_volume_reach_the_parser(ext4: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Holey(FileReader):
+        def extents(self, offset: int, length: int, /) -> Iterator[Extent]:
+            for number in range(self.size >> 10):
+                state = (State.STORED, State.SKIPPED)[number % 2]
+                if offset <= number * 1024 < offset + length:
+                    yield Extent(state, number * 1024, 1024)
+
+    monkeypatch.setattr(workers, "_START", hostile_start())
+    fs = open_apart(Holey(ext4))
+    assert isinstance(fs, HasXattrs)
+    states = fs.xattrs(fs.root())
+    assert len(states) == 16 << 10
+    assert [states[b"%d" % (at << 10)] for at in (0, 1, 1000, 1001, 4999)] == [b"1", b"3", b"1", b"3", b"3"]
+    fs.close()
+
+
+@pytest.mark.parametrize(
+    "zone",
+    [
+        UTC,
+        ZoneInfo("Europe/Berlin"),
+        timezone(timedelta(hours=-3, minutes=-30)),
+        timezone(timedelta(hours=9)),
+    ],
+)
+def test_options_reach_the_parser(mined: Path, monkeypatch: pytest.MonkeyPatch, zone: tzinfo) -> None:
+    monkeypatch.setattr(workers, "_START", hostile_start())
+    fs = open_apart(FileReader(mined), fat_zone=zone, other=True)
+    assert fs.label == repr({"fat_zone": UTC if zone is UTC else zone, "other": True})
+    fs.close()
+
+
+def test_threads_get_their_own_answers(ext4: Path) -> None:
+    fs = open_apart(FileReader(ext4))
+    paths = [entry.path for entry in walk(fs, fs.root(), onerror=print)]
+    wrong: list[object] = []
+
+    def ask(first: int) -> None:
+        for path in paths[first::8] * 3:
+            if fs.lookup(path).path != path:
+                wrong.append(path)
+            wrong.extend(each for each in fs.children(fs.root()) if not each.path.startswith(b"/"))
+
+    threads = [threading.Thread(target=ask, args=(first,)) for first in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+    fs.close()
+
+
+def test_nothing_is_left_behind(ext4: Path) -> None:
+    """No process and no descriptor, closed or forgotten, killed or not."""
+    gc.collect()
+    before = len(os.listdir("/proc/self/fd"))
+    for round_ in range(4):
+        fs = open_apart(FileReader(ext4))
+        assert isinstance(fs, ApartFileSystem)
+        pid = worker_of(fs)
+        fs.lookup(b"/many")
+        if round_ % 2:
+            kill_worker(fs)
+            with pytest.raises(BrowseError):
+                fs.lookup(b"/many")
+            fs.lookup(b"/many")
+        if round_ % 3:
+            fs.close()
+        del fs
+        gc.collect()
+        assert not Path(f"/proc/{pid}").exists()
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert children_of(os.getpid()) == []
+
+
+def test_a_worker_dies_with_its_parent_even_in_a_loop(mined: Path) -> None:
+    code = (
+        "import sys, threading\n"
+        "from pathlib import Path\n"
+        "from imagefs.browse import open_apart, workers\n"
+        "from tests.browse.disks import FileReader\n"
+        "from tests.browse.hostile_parser import hostile_start\n"
+        "workers._START = hostile_start()\n"
+        "fs = open_apart(FileReader(Path(sys.argv[1])))\n"
+        "print(fs._worker._process.pid, flush=True)\n"
+        "fs.children(fs.lookup(b'/loop'))\n"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code, mined], stdout=subprocess.PIPE, cwd=ROOT)
+    assert parent.stdout is not None
+    pid = int(parent.stdout.readline())
+    time.sleep(0.3)
+    parent.kill()
+    parent.wait()
+    until = time.monotonic() + 10
+    while alive(pid):
+        assert time.monotonic() < until, "the worker computes on without a parent"
+        time.sleep(0.02)
+
+
+def test_a_worker_is_closed_from_another_thread_while_it_loops(hostile: Opener) -> None:
+    fs = hostile()
+    folder = fs.lookup(b"/loop")
+    caught: list[BaseException] = []
+
+    def ask() -> None:
+        try:
+            fs.children(folder)
+        except BaseException as error:
+            caught.append(error)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    time.sleep(0.2)
+    fs.close()
+    thread.join(10)
+    assert not thread.is_alive()
+    assert "closed" in str(caught[0])
+
+
+def test_a_worker_has_little_to_do_harm_with(ext4: Path) -> None:
+    fs = open_apart(FileReader(ext4))
+    assert isinstance(fs, ApartFileSystem)
+    limits = Path(f"/proc/{worker_of(fs)}/limits").read_text()
+    for name, value in (("core file size", "0"), ("file size", "0"), ("address space", str(Limits().memory))):
+        (line,) = [each for each in limits.splitlines() if each.startswith(f"Max {name}")]
+        assert value in line.split(), line
+    open_files = sorted(os.listdir(f"/proc/{worker_of(fs)}/fd"), key=int)
+    assert len(open_files) == 4, "input, output, errors, and the socket"
+    fs.close()
+
+
+def test_a_command_does_not_load_the_parsers(ext4: Path) -> None:
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom imagefs.browse import open_apart\n"
+        "from tests.browse.disks import FileReader\n"
+        "fs = open_apart(FileReader(Path(sys.argv[1])))\nprint(len(list(fs.children(fs.root()))))\nfs.close()\n"
+        "assert not {'pytsk3', 'pyfatfs', 'imagefs.browse.tsk'} & set(sys.modules), sys.modules.keys()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, ext4], cwd=ROOT, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr.decode()
+    assert int(done.stdout) > 5
+
+
+def worker_of(fs: ApartFileSystem) -> int:
+    assert fs._worker is not None
+    return fs._worker._process.pid
+
+
+def kill_worker(fs: ApartFileSystem) -> None:
+    os.kill(worker_of(fs), signal.SIGKILL)
+
+
+def children_of(pid: int) -> list[int]:
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return [int(each) for task in tasks for each in (task / "children").read_text().split()]
+
+
+def alive(pid: int) -> bool:
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
