@@ -12,18 +12,18 @@ from typing import Any
 
 import pytsk3
 
-from imagefs.browse import tskentry, usage
+from imagefs.browse import tskentry, usage, wof
 from imagefs.browse.content import MappedReader
 from imagefs.browse.extinode import ExtInodes, read_superblock
 from imagefs.browse.fatdentry import Dentries
 from imagefs.browse.listing import Listings
 from imagefs.browse.mft import Mft, record_size
-from imagefs.browse.names import FOLDED_KINDS
+from imagefs.browse.names import FOLDED_KINDS, fold, printable, safe_name
 from imagefs.browse.tskcontent import Contents
 from imagefs.browse.tskdir import Directories
 from imagefs.browse.tskhandle import TSK_ERRORS, Facts, Handle, reason
-from imagefs.errors import NotAFileSystem
-from imagefs.interfaces import Entry, Named, Place, Reader
+from imagefs.errors import NotAFileSystem, PathNotFound
+from imagefs.interfaces import Entry, Named, Place, Reader, Stream
 
 _KINDS = {
     int(getattr(pytsk3, f"TSK_FS_TYPE_{constant}")): kind
@@ -152,6 +152,15 @@ def _detect(image: _Image) -> Any:
     raise OSError("no type opens it")
 
 
+def _split(path: bytes) -> tuple[bytes, bytes] | None:
+    """``name:stream`` in two; Windows also writes ``name:stream:$DATA``, and ``name::$DATA`` for the content."""
+    owner, colon, name = path.rpartition(b":")
+    typed = name.upper() == b"$DATA"
+    if typed:
+        owner, colon, name = owner.rpartition(b":")
+    return (owner, name) if colon and (name or typed) and b"/" not in name else None
+
+
 class TskFileSystem:
     """A FileSystem over TSK."""
 
@@ -186,7 +195,15 @@ class TskFileSystem:
             return self._root
 
     def lookup(self, path: bytes, /) -> Entry:
-        return self._listings.lookup(self.root(), path)
+        """An entry; ``name:stream`` where no entry has that very name."""
+        try:
+            return self._listings.lookup(self.root(), path)
+        except PathNotFound:
+            named = _split(path) if self.kind in ("ntfs", "hfs") else None
+            if named is None:
+                raise
+            entry = self._listings.lookup(self.root(), named[0])
+            return self._stream(entry, named[1]) if named[1] else entry
 
     def children(self, entry: Entry, /) -> Iterator[Entry]:
         return self._listings.children(entry)
@@ -196,6 +213,24 @@ class TskFileSystem:
 
     def open(self, entry: Entry, /) -> Reader:
         return self._contents.open(entry)
+
+    def streams(self, entry: Entry, /) -> list[Stream]:
+        found = self._contents.streams(entry)
+        hidden = wof.STREAM if "wof" in entry.flags else b""  # the content itself, compressed
+        return [Stream(safe_name(each.name), each.size) for each in found if each.name != hidden]
+
+    def open_stream(self, entry: Entry, name: bytes, /) -> Reader:
+        return self._contents.open(self._stream(entry, name))
+
+    def _stream(self, entry: Entry, name: bytes) -> Entry:
+        key = fold if self.case_insensitive else bytes
+        found = self._contents.streams(entry)
+        for wanted, same in ((name, bytes), (key(name), key)):
+            for each in found:
+                if same(safe_name(each.name)) == wanted:
+                    return tskentry.stream_entry(entry, each)
+        shown = f"{printable(entry.path)}:{printable(name)}"
+        raise PathNotFound(f"there is no stream '{shown}'", path=entry.path + b":" + name)
 
     def readlink(self, entry: Entry, /) -> bytes:
         return self._contents.readlink(entry)
