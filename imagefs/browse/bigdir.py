@@ -105,6 +105,28 @@ class ExtNames:
         return _ext_block(self._content.read_at(start, self._block_size), start, Damage())
 
 
+class InlineNames:
+    """Live names of an ext directory that is kept in its inode: in the room of the block pointers, behind the
+    number of the folder above, and where that is full among the extended attributes."""
+
+    _FIRST, _SECOND = 4, 60
+
+    def __init__(self, content: bytes) -> None:
+        self._content = content
+        self.size = len(content)
+
+    def blocks(self, damage: Damage) -> Iterator[tuple[int, list[Name]]]:
+        for start in (self._FIRST, self._SECOND):
+            yield start, self._block(start, damage)
+
+    def block(self, start: int) -> list[Name]:
+        return self._block(start, Damage())
+
+    def _block(self, start: int, damage: Damage) -> list[Name]:
+        end = self._SECOND if start < self._SECOND else None
+        return _ext_block(self._content[start:end], start, damage)
+
+
 def _ext_block(block: bytes, start: int, damage: Damage) -> list[Name]:
     at, end, names = 0, len(block), []
     while at + 8 <= end:

@@ -15,6 +15,7 @@ import pytsk3
 from imagefs.browse import tskentry, usage, wof
 from imagefs.browse.content import MappedReader
 from imagefs.browse.extinode import ExtInodes, read_superblock
+from imagefs.browse.extxattr import ExtAttributes
 from imagefs.browse.fatdentry import Dentries
 from imagefs.browse.listing import Listings
 from imagefs.browse.mft import Mft, record_size
@@ -111,12 +112,14 @@ def _facts(reader: Reader, info: Any, kind: str) -> Facts:
             f"the {kind} file system has {superblock.blocks} blocks, more than can be browsed",
             hint="mount the image and let the kernel mount the partition from its pN.raw",
         )
+    ext = ExtInodes(reader, superblock) if superblock else None
     return Facts(
         kind,
         reader,
         block_size=int(info.info.block_size),
         root_inode=int(info.info.root_inum),
-        ext=ExtInodes(reader, superblock) if superblock else None,
+        ext=ext,
+        xattrs=ExtAttributes(reader, superblock, ext) if superblock and ext else None,
         fat=Dentries(reader, exfat=kind == "exfat") if "fat" in kind else None,
         mft=_mft(reader, info) if kind == "ntfs" else None,
     )
@@ -231,6 +234,12 @@ class TskFileSystem:
                     return tskentry.stream_entry(entry, each)
         shown = f"{printable(entry.path)}:{printable(name)}"
         raise PathNotFound(f"there is no stream '{shown}'", path=entry.path + b":" + name)
+
+    def xattrs(self, entry: Entry, /) -> dict[bytes, bytes]:
+        if self._facts.xattrs is None or "unreadable" in entry.flags:
+            return {}
+        self._handle.check_open()
+        return self._facts.xattrs.of(int(entry.inode), printable(entry.path))
 
     def readlink(self, entry: Entry, /) -> bytes:
         return self._contents.readlink(entry)

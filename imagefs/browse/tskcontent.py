@@ -42,7 +42,7 @@ class Contents:
             file = info.open_meta(inode=tskentry.address(entry.inode))
             return self._content(entry, file, shown)
 
-    def _mapped(self, entry: Entry, shown: str) -> MappedReader | None:
+    def _mapped(self, entry: Entry, shown: str) -> Reader | None:
         """The content of an ext file without TSK; None where only TSK knows."""
         ext = self._facts.ext
         inode = ext.get(int(entry.inode)) if ext is not None else None
@@ -50,6 +50,8 @@ class Contents:
             return None
         self._handle.check_open()
         _check(ext.must_refuse(inode), entry)
+        if inode.is_inline and self._facts.xattrs is not None:
+            return BytesReader(self._facts.xattrs.inline(int(entry.inode), inode, shown))
         pieces = ext.pieces(inode, shown)
         return None if pieces is None else MappedReader(self._facts.reader, inode.size, pieces, label=shown)
 

@@ -14,7 +14,7 @@ from typing import Any
 from imagefs.block.cache import BlockCache
 from imagefs.block.views import BytesReader
 from imagefs.browse import tskentry
-from imagefs.browse.bigdir import Damage, ExtNames, Name, Names, NtfsNames
+from imagefs.browse.bigdir import Damage, ExtNames, InlineNames, Name, Names, NtfsNames
 from imagefs.browse.content import FetchReader, MappedReader
 from imagefs.browse.mft import pieces_of
 from imagefs.browse.nameindex import NameIndex
@@ -261,6 +261,8 @@ class Directories:
         if facts.ext is None or inode is None:
             return None
         self._handle.check_open()
+        if inode.is_inline and facts.xattrs is not None:
+            return InlineNames(facts.xattrs.inline(int(directory.inode), inode, label))
         pieces = facts.ext.pieces(inode, label)
         if pieces is None:
             return None
