@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import UTC, tzinfo
+
 from imagefs.browse.fat import open_fat
 from imagefs.browse.sniff import refusal
 from imagefs.browse.tsk import open_tsk
@@ -9,18 +11,19 @@ from imagefs.errors import NotAFileSystem
 from imagefs.interfaces import FileSystem, Reader
 
 
-def open_filesystem(reader: Reader) -> FileSystem:
-    """The file system on ``reader``, which stays the caller's to close.
+def open_filesystem(reader: Reader, *, fat_zone: tzinfo = UTC) -> FileSystem:
+    """The file system on ``reader``, which stays the caller's to close. ``fat_zone`` is the one in which the
+    times of FAT, and of exFAT where it does not say so itself, were written.
 
     NotAFileSystem names what the volume seems to be and the way out. Errors of the reader come
     through as they are.
     """
     try:
-        return open_tsk(reader)
+        return open_tsk(reader, fat_zone=fat_zone)
     except NotAFileSystem as error:
         refused = error
     try:
-        return open_fat(reader)
+        return open_fat(reader, zone=fat_zone)
     except NotAFileSystem:
         message, hint = refusal(reader, str(refused.data.get("reason", "")))
     raise NotAFileSystem(message, hint=hint) from refused

@@ -8,6 +8,7 @@ they come and never import it.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import UTC, tzinfo
 from typing import Any
 
 import pytsk3
@@ -19,7 +20,7 @@ from imagefs.browse.extxattr import ExtAttributes
 from imagefs.browse.fatdentry import Dentries
 from imagefs.browse.listing import Listings
 from imagefs.browse.mft import Mft, record_size
-from imagefs.browse.names import FOLDED_KINDS, fold, printable, safe_name
+from imagefs.browse.names import FOLDED_KINDS, could_be_short, fold, printable, safe_name
 from imagefs.browse.tskcontent import Contents
 from imagefs.browse.tskdir import Directories
 from imagefs.browse.tskhandle import TSK_ERRORS, Facts, Handle, reason
@@ -90,7 +91,7 @@ class _Image(pytsk3.Img_Info):  # type: ignore[misc]
         pass
 
 
-def open_tsk(reader: Reader) -> TskFileSystem:
+def open_tsk(reader: Reader, *, fat_zone: tzinfo = UTC) -> TskFileSystem:
     """The file system on ``reader``, which stays the caller's; NotAFileSystem when TSK finds none."""
     image = _Image(reader)
     try:
@@ -102,10 +103,10 @@ def open_tsk(reader: Reader) -> TskFileSystem:
     kind = _KINDS.get(int(info.info.ftype))
     if kind is None:
         raise NotAFileSystem("the file system is of a type that cannot be browsed")
-    return TskFileSystem(Handle(image, info), _facts(reader, info, kind))
+    return TskFileSystem(Handle(image, info), _facts(reader, info, kind, fat_zone))
 
 
-def _facts(reader: Reader, info: Any, kind: str) -> Facts:
+def _facts(reader: Reader, info: Any, kind: str, fat_zone: tzinfo) -> Facts:
     superblock = read_superblock(reader) if kind.startswith("ext") else None
     if superblock is not None and superblock.blocks > _MAX_EXT_BLOCKS:
         raise NotAFileSystem(
@@ -120,7 +121,7 @@ def _facts(reader: Reader, info: Any, kind: str) -> Facts:
         root_inode=int(info.info.root_inum),
         ext=ext,
         xattrs=ExtAttributes(reader, superblock, ext) if superblock and ext else None,
-        fat=Dentries(reader, exfat=kind == "exfat") if "fat" in kind else None,
+        fat=Dentries(reader, exfat=kind == "exfat", zone=fat_zone) if "fat" in kind else None,
         mft=_mft(reader, info) if kind == "ntfs" else None,
     )
 
@@ -181,6 +182,7 @@ class TskFileSystem:
             case_insensitive=self.case_insensitive,
             readlink=self.readlink,
             find=self._directories.find,
+            other=self._by_short_name,
         )
 
     @property
@@ -207,6 +209,15 @@ class TskFileSystem:
                 raise
             entry = self._listings.lookup(self.root(), named[0])
             return self._stream(entry, named[1]) if named[1] else entry
+
+    def _by_short_name(self, directory: Entry, name: bytes) -> Entry | None:
+        if self._facts.fat is not None:
+            return self._facts.fat.by_short_name(self.children(directory), name)
+        if self.kind != "ntfs" or not could_be_short(name):
+            return None
+        number = self._directories.short(directory, name)
+        found = (each for each in self.children(directory) if tskentry.address(each.inode) == number)
+        return None if number is None else next(found, None)
 
     def children(self, entry: Entry, /) -> Iterator[Entry]:
         return self._listings.children(entry)

@@ -16,7 +16,7 @@ from imagefs.browse import reparse
 from imagefs.browse.bigdir import Name
 from imagefs.browse.content import Piece
 from imagefs.browse.extinode import ExtInodes
-from imagefs.browse.fatdentry import READ_ONLY, Dentries, Dentry
+from imagefs.browse.fatdentry import LOCAL_TIMES, READ_ONLY, Dentries, Dentry
 from imagefs.browse.mft import Mft, Record
 from imagefs.browse.names import safe_name
 from imagefs.browse.tskhandle import Handle
@@ -292,6 +292,7 @@ def _fat(path: bytes, kind: EntryType, size: int, number: int, dentry: Dentry) -
         mtime_ns=dentry.mtime_ns,
         atime_ns=dentry.atime_ns,
         crtime_ns=dentry.crtime_ns,
+        flags=(LOCAL_TIMES,) if dentry.is_local else (),
     )
 
 
