@@ -1,10 +1,14 @@
-"""Opens whatever file system is on a volume: The Sleuth Kit first, pyfatfs where TSK refuses FAT."""
+"""Opens whatever file system is on a volume: The Sleuth Kit first, pyfatfs where TSK refuses FAT, and our own
+reader for ISO 9660."""
 
 from __future__ import annotations
 
+from contextlib import suppress
 from datetime import UTC, tzinfo
+from functools import partial
 
 from imagefs.browse.fat import open_fat
+from imagefs.browse.iso9660 import open_iso
 from imagefs.browse.sniff import refusal
 from imagefs.browse.tsk import open_tsk
 from imagefs.errors import NotAFileSystem
@@ -19,11 +23,12 @@ def open_filesystem(reader: Reader, *, fat_zone: tzinfo = UTC) -> FileSystem:
     through as they are.
     """
     try:
-        return open_tsk(reader, fat_zone=fat_zone)
+        found = open_tsk(reader, fat_zone=fat_zone)
+        return open_iso(reader) if found.kind == "iso9660" else found
     except NotAFileSystem as error:
         refused = error
-    try:
-        return open_fat(reader, zone=fat_zone)
-    except NotAFileSystem:
-        message, hint = refusal(reader, str(refused.data.get("reason", "")))
+    for opener in (open_iso, partial(open_fat, zone=fat_zone)):
+        with suppress(NotAFileSystem):
+            return opener(reader)
+    message, hint = refusal(reader, str(refused.data.get("reason", "")))
     raise NotAFileSystem(message, hint=hint) from refused

@@ -50,7 +50,7 @@ def test_fat(tmp_path: Path, opener: object) -> None:
     (tmp_path / "root" / "A long folder").mkdir(parents=True)
     (tmp_path / "root" / "A long folder" / LONG).write_bytes(b"found")
     (tmp_path / "root" / "A long folder" / "A rather long name.texture").write_bytes(b"another")
-    volume = make_fat(tmp_path / "fat", tmp_path / "root", "-F16")
+    volume = make_fat(tmp_path / "fat", tmp_path / "root", "-F16", "-s1")
     said = run_tool(["mdir", "-i", volume, "::A long folder"]).stdout.decode()
     assert "ARATHE~1" in said
     assert "ARATHE~2" in said

@@ -17,7 +17,7 @@ from imagefs.interfaces import EntryType, FileSystem, HasStreams, State
 from tests.browse.disks import FileReader, add_attribute, icat, make_ntfs, pattern
 from tests.browse.test_tsk_ntfs import UTILITY_STREAM, compress, number_of
 from tests.browse.windows import ntfs3g
-from tests.support.oracles import root_only
+from tests.support.oracles import corpus_file, root_only
 from tests.support.reader_contract import check_reader
 
 PROGRAM = Path(os.path.realpath("/bin/bash")).read_bytes()[:700_000]
@@ -148,6 +148,19 @@ def test_blocks_of_a_unit_are_counted() -> None:
     assert blocks(stored + packed + b"\0\0" + stored) == 2
     assert blocks(stored + b"\xff\x3f" + bytes(4095)) == 1
     assert blocks(b"\xff\x0f" + bytes(4096)) == 0
+
+
+def test_the_resource_fork_of_a_mac_is_a_stream() -> None:
+    path = corpus_file("dfvfs/test_data/hfsplus.raw")
+    fs = open_filesystem(FileReader(path))
+    entry = fs.lookup(b"/a_directory/a_resourcefork")
+    (found,) = fs.streams(entry)  # type: ignore[attr-defined]
+    assert (found.name, entry.size) == (b"rsrc", 0)
+    content = fs.open(fs.lookup(b"/a_directory/a_resourcefork:rsrc"))
+    assert content.size == found.size > 0
+    theirs = icat(path, f"{entry.inode}-4353-1")
+    check_reader(content, theirs, rounds=20)
+    assert fs.streams(fs.lookup(b"/a_directory/a_file")) == []  # type: ignore[attr-defined]
 
 
 def test_an_encrypted_file_keeps_its_streams_to_itself(tmp_path: Path) -> None:
