@@ -14,21 +14,26 @@ import itertools
 import os
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import NoReturn
 
 from imagefs.block.views import extents_of
-from imagefs.errors import line_of
+from imagefs.errors import BrowseError, line_of
 from imagefs.interfaces import HOLES, Reader
 from mounter.attributes import Attributes
 from mounter.errnos import errno_of
 from mounter.folderstream import FolderStream
 from mounter.requests import ENCODING
-from mounter.tree import MountTree
+from mounter.tree import MountTree, Node
 
 _BLOCK = 4096
 #: Extended attributes that tell how much of a file is in which state begin so.
 _ATTRIBUTE = "user.imagefs."
+#: The names of the streams of a file, which are opened as ``file:name``.
+_STREAMS = _ATTRIBUTE + "streams"
+#: What nobody asks every file for.
+_PLAIN_NAMES = ("user.", "trusted.")
 #: So many different errors are logged; a mount over a dying disk must not fill the log's one.
 MAX_LOGGED = 10_000
 
@@ -104,25 +109,42 @@ class MountOperations:
 
     def listxattr(self, path: str) -> list[str]:
         try:
-            return [_ATTRIBUTE + word for word in self._tree.states(self._tree.find(path.encode(ENCODING)))]
+            node = self._tree.find(path.encode(ENCODING))
+            names = [_ATTRIBUTE + word for word in self._states(node)]
+            names += [_STREAMS] if self._tree.streams(node) else []
+            return names + [name.decode(ENCODING) for name in self._tree.xattrs(node) or ()]
         except Exception as error:
             self._fail(error, f"list the attributes of {path!r}")
 
     def getxattr(self, path: str, name: str, position: int = 0) -> bytes:
-        """``user.imagefs.skipped`` and so on: bytes of the file in that state, in decimal.
+        """Those of the image by their own names; ``user.imagefs.skipped`` and so on: bytes of the file in that
+        state, in decimal; ``user.imagefs.streams``: names of streams, a line each.
 
-        Other names are refused as unknown to the file system, so that ``ls`` asks for them only once.
+        ``security.*`` and ``system.*`` that a file has not are refused as unknown to the file system, so
+        that ``ls`` asks for them only once.
         """
-        if not name.startswith(_ATTRIBUTE):
-            raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
         try:
-            states = self._tree.states(self._tree.find(path.encode(ENCODING)))
+            value = self._attribute(self._tree.find(path.encode(ENCODING)), name)
         except Exception as error:
             self._fail(error, f"read the attributes of {path!r}")
-        word = name.removeprefix(_ATTRIBUTE)
-        if word not in states:
-            raise OSError(errno.ENODATA, os.strerror(errno.ENODATA))
-        return str(states[word]).encode()
+        if value is None:
+            number = errno.ENODATA if name.startswith(_PLAIN_NAMES) else errno.EOPNOTSUPP
+            raise OSError(number, os.strerror(number))
+        return value
+
+    def _attribute(self, node: Node, name: str) -> bytes | None:
+        if name == _STREAMS:
+            return b"\n".join(self._tree.streams(node)) or None
+        if name.startswith(_ATTRIBUTE):
+            count = self._states(node).get(name.removeprefix(_ATTRIBUTE))
+            return None if count is None else str(count).encode()
+        return (self._tree.xattrs(node) or {}).get(name.encode(ENCODING))
+
+    def _states(self, node: Node) -> dict[str, int]:
+        """None for a file that cannot be decoded: its other attributes are told all the same."""
+        with suppress(BrowseError):
+            return self._tree.states(node)
+        return {}
 
     def open(self, path: str, flags: int) -> int:
         if flags & os.O_ACCMODE != os.O_RDONLY:

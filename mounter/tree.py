@@ -20,7 +20,7 @@ from itertools import islice
 
 from imagefs.block.views import BytesReader, extents_of
 from imagefs.errors import BrowseError, ImagefsError, PathNotFound
-from imagefs.interfaces import HOLES, Entry, EntryType, Named, Reader, State, Writable
+from imagefs.interfaces import HOLES, Entry, EntryType, HasStreams, HasXattrs, Named, Reader, State, Writable
 from mounter.attributes import Attributes, attributes_of, named
 from mounter.entrycache import EntryCache
 from mounter.volumetree import VolumeSpec, VolumeTree
@@ -184,6 +184,19 @@ class MountTree:
         finally:
             if opened.owned:
                 opened.reader.close()
+
+    def xattrs(self, node: Node) -> dict[bytes, bytes] | None:
+        """The extended attributes that the image has of an entry; None where its file system has none of any."""
+        if node.volume is None or node.entry is None or not isinstance(node.volume.filesystem, HasXattrs):
+            return None
+        return node.volume.filesystem.xattrs(node.entry)
+
+    def streams(self, node: Node) -> list[bytes]:
+        """The names under which the other contents of an entry are opened, behind its own and a colon."""
+        if node.volume is None or node.entry is None or "stream" in node.entry.flags:
+            return []
+        filesystem = node.volume.filesystem
+        return [s.name for s in filesystem.streams(node.entry)] if isinstance(filesystem, HasStreams) else []
 
     def readlink(self, node: Node) -> bytes:
         if node.volume is None or node.entry is None or node.entry.type is not EntryType.SYMLINK:

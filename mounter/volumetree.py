@@ -108,6 +108,8 @@ class VolumeTree:
         if not name or folder is None:
             return False, None
         found = folder.find(name, case_insensitive=case_insensitive)
+        if found is None and (b":" in name or b"~" in name):
+            return False, None  # a named stream, or a short name: no folder lists those
         if not isinstance(found, Named):
             return True, found
         self._in_full = _IN_FULL

@@ -105,6 +105,28 @@ class ExtNames:
         return _ext_block(self._content.read_at(start, self._block_size), start, Damage())
 
 
+class InlineNames:
+    """Live names of an ext directory that is kept in its inode: in the room of the block pointers, behind the
+    number of the folder above, and where that is full among the extended attributes."""
+
+    _FIRST, _SECOND = 4, 60
+
+    def __init__(self, content: bytes) -> None:
+        self._content = content
+        self.size = len(content)
+
+    def blocks(self, damage: Damage) -> Iterator[tuple[int, list[Name]]]:
+        for start in (self._FIRST, self._SECOND):
+            yield start, self._block(start, damage)
+
+    def block(self, start: int) -> list[Name]:
+        return self._block(start, Damage())
+
+    def _block(self, start: int, damage: Damage) -> list[Name]:
+        end = self._SECOND if start < self._SECOND else None
+        return _ext_block(self._content[start:end], start, damage)
+
+
 def _ext_block(block: bytes, start: int, damage: Damage) -> list[Name]:
     at, end, names = 0, len(block), []
     while at + 8 <= end:
@@ -123,9 +145,11 @@ def _ext_block(block: bytes, start: int, damage: Damage) -> list[Name]:
 
 
 class NtfsNames:
-    """Live names of an NTFS directory: $INDEX_ROOT (at -1), $INDEX_ALLOCATION and its $BITMAP."""
+    """Live names of an NTFS directory: $INDEX_ROOT (at -1), $INDEX_ALLOCATION and its $BITMAP. ``short``: the
+    names that DOS has for files with a longer one, which are no further files, instead of all others."""
 
-    def __init__(self, root: bytes, allocation: Reader, used: bytes) -> None:
+    def __init__(self, root: bytes, allocation: Reader, used: bytes, *, short: bool = False) -> None:
+        self._short = short
         self._root = root
         self._allocation = allocation
         self._used = used
@@ -136,7 +160,7 @@ class NtfsNames:
         if len(self._root) < 32:
             damage.note(0)
             return
-        yield -1, _index_entries(self._root[16:], damage, 0)
+        yield -1, _index_entries(self._root[16:], damage, 0, short=self._short)
         size, used = self._block_size, self._used
         if size not in (512, 1024, 2048, 4096, 8192, 16384, 32768, 65536):
             damage.note(0)
@@ -148,7 +172,7 @@ class NtfsNames:
 
     def block(self, start: int) -> list[Name]:
         if start < 0:
-            return _index_entries(self._root[16:], Damage(), 0)
+            return _index_entries(self._root[16:], Damage(), 0, short=self._short)
         return self._names(self._allocation.read_at(start, self._block_size), start, Damage())
 
     def _names(self, raw: bytes, start: int, damage: Damage) -> list[Name]:
@@ -156,7 +180,7 @@ class NtfsNames:
         if block is None:
             damage.note(start)
             return []
-        return _index_entries(block[24:], damage, start)
+        return _index_entries(block[24:], damage, start, short=self._short)
 
 
 def _blocks(content: Reader, first: int, end: int, size: int, damage: Damage) -> Iterator[tuple[int, bytes]]:
@@ -196,7 +220,7 @@ def _unfixed(raw: bytes) -> bytes | None:
     return bytes(block)
 
 
-def _index_entries(node: bytes, damage: Damage, start: int) -> list[Name]:
+def _index_entries(node: bytes, damage: Damage, start: int, *, short: bool) -> list[Name]:
     """The entries of an index node, from its header on."""
     at, end = struct.unpack_from("<II", node)
     end, names = min(end, len(node)), []
@@ -211,7 +235,7 @@ def _index_entries(node: bytes, damage: Damage, start: int) -> list[Name]:
         if count and 66 + 2 * count > key:
             damage.note(start + at)
             break
-        if count and node[at + 81] != _DOS_NAME:
+        if count and (node[at + 81] == _DOS_NAME) is short:
             raw = node[at + 82 : at + 82 + 2 * count]
             text = raw.decode("utf-16-le", "surrogatepass").encode("utf-8", "surrogatepass")
             if text != b"." or reference & _NUMBER != _ROOT:  # the root holds itself

@@ -14,6 +14,8 @@ from imagefs.block.views import clamp, extents_of, merged
 from imagefs.errors import BrowseError
 from imagefs.interfaces import Extent, Reader, State
 
+#: (offset, length) → at most so many bytes of a file.
+Fetch = Callable[[int, int], bytes]
 #: What one call of a library is asked for at most.
 FETCH_SIZE = 1 << 20
 
@@ -72,6 +74,13 @@ class MappedReader:
         if offset < end:
             yield Extent(State.STORED, offset, end - offset)
 
+    def parts(self, offset: int, length: int) -> list[Piece]:
+        """What is known of a range, as pieces cut to it."""
+        return [
+            Piece(piece.start + skip, part, None if piece.source is None else piece.source + skip)
+            for piece, skip, part in self._known(offset, offset + length)
+        ]
+
     def _known(self, offset: int, end: int) -> Iterator[tuple[Piece, int, int]]:
         """The pieces that touch a range, as ``_cut`` gives them; parts without a piece are left out."""
         for index in range(max(0, bisect_right(self._starts, offset) - 1), len(self.pieces)):
@@ -120,13 +129,13 @@ class FetchReader:
     def __init__(
         self,
         size: int,
-        fetch: Callable[[int, int], bytes],
+        fetch: Fetch,
         *,
         label: str,
         layout: MappedReader | None = None,
     ) -> None:
         self.size = size
-        self._fetch: Callable[[int, int], bytes] | None = fetch
+        self._fetch: Fetch | None = fetch
         self._label = label
         self.layout = layout
 

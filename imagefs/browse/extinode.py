@@ -49,6 +49,11 @@ class Superblock:
     incompat: int
     label: str
 
+    @property
+    def is_wide(self) -> bool:
+        """Whether block numbers may have more than 32 bits."""
+        return bool(self.incompat & _INCOMPAT_64BIT)
+
 
 class Inode(NamedTuple):
     """Times in ns since 1970; ``crtime_ns`` None where the inode has no room for it. ``mode`` holds
@@ -70,6 +75,11 @@ class Inode(NamedTuple):
     def rdev(self) -> tuple[int, int] | None:
         """(major, minor) of a device."""
         return _rdev(self.block) if self.mode & _TYPE in (_CHAR, _BLOCK) else None
+
+    @property
+    def is_inline(self) -> bool:
+        """Whether the content is in the inode itself, its end among the extended attributes."""
+        return bool(self.flags & _FLAG_INLINE) and not self.flags & _FLAG_ENCRYPTED
 
     @property
     def link(self) -> bytes | None:
@@ -128,6 +138,12 @@ class ExtInodes:
         if at + self._size <= len(raw):
             return decode_inode(raw, at, room=self._size)
         return decode_inode(raw, at, room=len(raw) - at) if at + 128 <= len(raw) else None
+
+    def raw(self, number: int) -> bytes:
+        """Inode ``number`` as it lies on the disk; nothing where it cannot be found."""
+        if not 1 <= number <= self._last:
+            return b""
+        return self._read(*divmod(number - 1, self._per_group), 1)
 
     def _read_piece(self, group: int, piece: int) -> bytes:
         first = piece * self._step

@@ -13,12 +13,13 @@ import struct
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, tzinfo
 from typing import Any
 
 from imagefs.block.views import ReaderFile
 from imagefs.browse import usage
 from imagefs.browse.content import MappedReader, Piece, damaged
-from imagefs.browse.fatdentry import READ_ONLY, Dentries
+from imagefs.browse.fatdentry import LOCAL_TIMES, READ_ONLY, Dentries
 from imagefs.browse.listing import Listings
 from imagefs.browse.names import join, printable, repeated, safe_name, shown_name
 from imagefs.errors import BrowseError, ImagefsError, NotAFileSystem
@@ -31,7 +32,7 @@ _LOWER_BASE, _LOWER_SUFFIX = 0x08, 0x10
 _VOLUME_ID, _DIRECTORY, _LONG_NAME = 0x08, 0x10, 0x0F
 
 
-def open_fat(reader: Reader) -> FatFileSystem:
+def open_fat(reader: Reader, *, zone: tzinfo = UTC) -> FatFileSystem:
     """The FAT file system on ``reader``, which stays the caller's; NotAFileSystem if it is none."""
     boot = reader.read_at(0, 512)
     if not _plausible(boot):
@@ -43,7 +44,7 @@ def open_fat(reader: Reader) -> FatFileSystem:
         raise
     except Exception as error:  # pyfatfs raises whatever its parsing stumbles over
         raise NotAFileSystem("the volume is not FAT", reason=str(error)) from error
-    return FatFileSystem(reader, fat)
+    return FatFileSystem(reader, fat, zone)
 
 
 def _plausible(boot: bytes) -> bool:
@@ -113,13 +114,15 @@ class FatFileSystem:
 
     case_insensitive = True
 
-    def __init__(self, reader: Reader, fat: Any) -> None:
+    def __init__(self, reader: Reader, fat: Any, zone: tzinfo) -> None:
         self.kind = f"fat{fat.fat_type}"
         self._reader = reader
         self._fat: Any = fat
-        self._dentries = Dentries(reader, exfat=False)
+        self._dentries = Dentries(reader, exfat=False, zone=zone)
         self._root_start = int(fat.root_dir_sector) * int(fat.bpb_header["BPB_BytsPerSec"])
-        self._listings = Listings(self._scan, case_insensitive=True, readlink=self.readlink)
+        self._listings = Listings(
+            self._scan, case_insensitive=True, readlink=self.readlink, other=self._by_short_name
+        )
 
     @property
     def label(self) -> str:
@@ -169,6 +172,9 @@ class FatFileSystem:
             clusters = chain(fat.fat, fat.fat_type, first) if first else []
             places = [int(fat.get_data_cluster_address(cluster)) for cluster in clusters]
             return int(fat.bytes_per_cluster), places
+
+    def _by_short_name(self, directory: Entry, name: bytes) -> Entry | None:
+        return self._dentries.by_short_name(self.children(directory), name)
 
     def readlink(self, entry: Entry, /) -> bytes:
         raise BrowseError(f"'{printable(entry.path)}' is not a symbolic link", path=entry.path)
@@ -245,6 +251,7 @@ class FatFileSystem:
             mtime_ns=dentry.mtime_ns,
             atime_ns=dentry.atime_ns,
             crtime_ns=dentry.crtime_ns,
+            flags=(LOCAL_TIMES,),
         )
 
     def _slot_cluster(self, entry: Entry) -> int:

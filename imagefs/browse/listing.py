@@ -36,7 +36,7 @@ class Listings:
 
     ``scan`` may raise after it has yielded what can be read of a damaged directory: the caller gets
     the same, and nothing is kept. ``find`` gives the few children that may have a name, or None
-    where a scan must tell.
+    where a scan must tell; ``other`` the child that has a name which no scan tells (a short one).
     """
 
     def __init__(
@@ -46,9 +46,11 @@ class Listings:
         case_insensitive: bool,
         readlink: Callable[[Entry], bytes],
         find: Callable[[Entry, bytes], list[Entry] | None] = lambda directory, name: None,
+        other: Callable[[Entry, bytes], Entry | None] = lambda directory, name: None,
     ) -> None:
         self._scan = scan
         self._find = find
+        self._other = other
         self._readlink = readlink
         self._folds = case_insensitive
         self._kept: OrderedDict[tuple[str, bytes], Listing] = OrderedDict()
@@ -73,7 +75,7 @@ class Listings:
         for name in parts(path):
             if entry.type is not EntryType.DIRECTORY:
                 raise self._not_a_directory(entry, path)
-            found = self._child(entry, name)
+            found = self._child(entry, name) or self._other(entry, name)
             if found is None:
                 raise _missing(entry, name, path)
             entry = found

@@ -30,6 +30,12 @@ def fold(name: bytes) -> bytes:
     return "".join(_upper(char) for char in text).encode("utf-8", "surrogateescape")
 
 
+def could_be_short(name: bytes) -> bool:
+    """Whether DOS could have had a file of this name: eight characters and three."""
+    base, dot, suffix = name.decode("utf-8", "surrogateescape").partition(".")
+    return 1 <= len(base) <= 8 and len(suffix) <= 3 and "." not in suffix and bool(suffix) == bool(dot)
+
+
 def _upper(char: str) -> str:
     upper = char.upper()
     return upper if len(upper) == 1 else char

@@ -1,29 +1,36 @@
-"""Opens whatever file system is on a volume: The Sleuth Kit first, pyfatfs where TSK refuses FAT."""
+"""Opens whatever file system is on a volume: The Sleuth Kit first, pyfatfs where TSK refuses FAT, and our own
+reader for ISO 9660."""
 
 from __future__ import annotations
+
+from contextlib import suppress
+from datetime import UTC, tzinfo
+from functools import partial
 
 from imagefs.errors import NotAFileSystem
 from imagefs.interfaces import FileSystem, Reader
 
 
-def open_filesystem(reader: Reader) -> FileSystem:
-    """The file system on ``reader``, which stays the caller's to close.
+def open_filesystem(reader: Reader, *, fat_zone: tzinfo = UTC) -> FileSystem:
+    """The file system on ``reader``, which stays the caller's to close. ``fat_zone`` is the one in which the
+    times of FAT, and of exFAT where it does not say so itself, were written.
 
     NotAFileSystem names what the volume seems to be and the way out. Errors of the reader come
     through as they are. The parsers run in this process; ``apart.open_apart`` gives them one of their own.
     """
-    from imagefs.browse.tsk import open_tsk  # parsers load when a volume needs them
+    from imagefs.browse.iso9660 import open_iso  # parsers load when a volume needs them
+    from imagefs.browse.tsk import open_tsk
 
     try:
-        return open_tsk(reader)
+        found = open_tsk(reader, fat_zone=fat_zone)
+        return open_iso(reader) if found.kind == "iso9660" else found
     except NotAFileSystem as error:
         refused = error
     from imagefs.browse.fat import open_fat
+    from imagefs.browse.sniff import refusal
 
-    try:
-        return open_fat(reader)
-    except NotAFileSystem:
-        from imagefs.browse.sniff import refusal
-
-        message, hint = refusal(reader, str(refused.data.get("reason", "")))
+    for opener in (open_iso, partial(open_fat, zone=fat_zone)):
+        with suppress(NotAFileSystem):
+            return opener(reader)
+    message, hint = refusal(reader, str(refused.data.get("reason", "")))
     raise NotAFileSystem(message, hint=hint) from refused

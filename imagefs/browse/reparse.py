@@ -28,7 +28,7 @@ _TYPES = {
     0x80000026: EntryType.DEVICE,
 }
 _NAMES = {
-    WOF: "compressed by Windows (CompactOS, WOF)",
+    WOF: "kept in a WIM file or compressed in an unknown way by Windows (CompactOS, WOF)",
     DEDUP: "deduplicated by Windows Server",
     0x80000008: "kept in a WIM file",
     0xC0000004: "moved to other storage (HSM)",
@@ -36,14 +36,20 @@ _NAMES = {
 }
 
 
+#: Version 1 of both structs, provider 2: a file that is compressed by itself.
+_WOF_FILE = struct.pack("<3I", 1, 2, 1)
+
+
 @dataclass(frozen=True, slots=True)
 class Reparse:
     """A decoded reparse point. ``type`` is None where the entry stays what it is; ``target`` is None
-    where it is no link or its target cannot be decoded."""
+    where it is no link or its target cannot be decoded; ``packing`` is WOF's number of how a file is
+    compressed, None where it is not."""
 
     tag: int
     type: EntryType | None = None
     target: bytes | None = None
+    packing: int | None = None
 
     @property
     def flag(self) -> str:
@@ -71,6 +77,8 @@ def decode(buffer: bytes) -> Reparse | None:
         return Reparse(tag, EntryType.SYMLINK, _names(data, 8, relative=False))
     if tag == _LX_SYMLINK:
         return Reparse(tag, EntryType.SYMLINK, data[4:] or None)
+    if tag == WOF and data[:12] == _WOF_FILE and len(data) >= 16:
+        return Reparse(tag, packing=struct.unpack_from("<I", data, 12)[0])
     if tag & _SURROGATE:
         return Reparse(tag, EntryType.SYMLINK)
     return Reparse(tag, _TYPES.get(tag))

@@ -8,22 +8,24 @@ they come and never import it.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import UTC, tzinfo
 from typing import Any
 
 import pytsk3
 
-from imagefs.browse import tskentry, usage
+from imagefs.browse import tskentry, usage, wof
 from imagefs.browse.content import MappedReader
 from imagefs.browse.extinode import ExtInodes, read_superblock
+from imagefs.browse.extxattr import ExtAttributes
 from imagefs.browse.fatdentry import Dentries
 from imagefs.browse.listing import Listings
 from imagefs.browse.mft import Mft, record_size
-from imagefs.browse.names import FOLDED_KINDS
+from imagefs.browse.names import FOLDED_KINDS, could_be_short, fold, printable, safe_name
 from imagefs.browse.tskcontent import Contents
 from imagefs.browse.tskdir import Directories
 from imagefs.browse.tskhandle import TSK_ERRORS, Facts, Handle, reason
-from imagefs.errors import NotAFileSystem
-from imagefs.interfaces import Entry, Named, Place, Reader
+from imagefs.errors import NotAFileSystem, PathNotFound
+from imagefs.interfaces import Entry, Named, Place, Reader, Stream
 
 _KINDS = {
     int(getattr(pytsk3, f"TSK_FS_TYPE_{constant}")): kind
@@ -89,7 +91,7 @@ class _Image(pytsk3.Img_Info):  # type: ignore[misc]
         pass
 
 
-def open_tsk(reader: Reader) -> TskFileSystem:
+def open_tsk(reader: Reader, *, fat_zone: tzinfo = UTC) -> TskFileSystem:
     """The file system on ``reader``, which stays the caller's; NotAFileSystem when TSK finds none."""
     image = _Image(reader)
     try:
@@ -101,23 +103,25 @@ def open_tsk(reader: Reader) -> TskFileSystem:
     kind = _KINDS.get(int(info.info.ftype))
     if kind is None:
         raise NotAFileSystem("the file system is of a type that cannot be browsed")
-    return TskFileSystem(Handle(image, info), _facts(reader, info, kind))
+    return TskFileSystem(Handle(image, info), _facts(reader, info, kind, fat_zone))
 
 
-def _facts(reader: Reader, info: Any, kind: str) -> Facts:
+def _facts(reader: Reader, info: Any, kind: str, fat_zone: tzinfo) -> Facts:
     superblock = read_superblock(reader) if kind.startswith("ext") else None
     if superblock is not None and superblock.blocks > _MAX_EXT_BLOCKS:
         raise NotAFileSystem(
             f"the {kind} file system has {superblock.blocks} blocks, more than can be browsed",
             hint="mount the image and let the kernel mount the partition from its pN.raw",
         )
+    ext = ExtInodes(reader, superblock) if superblock else None
     return Facts(
         kind,
         reader,
         block_size=int(info.info.block_size),
         root_inode=int(info.info.root_inum),
-        ext=ExtInodes(reader, superblock) if superblock else None,
-        fat=Dentries(reader, exfat=kind == "exfat") if "fat" in kind else None,
+        ext=ext,
+        xattrs=ExtAttributes(reader, superblock, ext) if superblock and ext else None,
+        fat=Dentries(reader, exfat=kind == "exfat", zone=fat_zone) if "fat" in kind else None,
         mft=_mft(reader, info) if kind == "ntfs" else None,
     )
 
@@ -152,6 +156,15 @@ def _detect(image: _Image) -> Any:
     raise OSError("no type opens it")
 
 
+def _split(path: bytes) -> tuple[bytes, bytes] | None:
+    """``name:stream`` in two; Windows also writes ``name:stream:$DATA``, and ``name::$DATA`` for the content."""
+    owner, colon, name = path.rpartition(b":")
+    typed = name.upper() == b"$DATA"
+    if typed:
+        owner, colon, name = owner.rpartition(b":")
+    return (owner, name) if colon and (name or typed) and b"/" not in name else None
+
+
 class TskFileSystem:
     """A FileSystem over TSK."""
 
@@ -169,6 +182,7 @@ class TskFileSystem:
             case_insensitive=self.case_insensitive,
             readlink=self.readlink,
             find=self._directories.find,
+            other=self._by_short_name,
         )
 
     @property
@@ -186,7 +200,24 @@ class TskFileSystem:
             return self._root
 
     def lookup(self, path: bytes, /) -> Entry:
-        return self._listings.lookup(self.root(), path)
+        """An entry; ``name:stream`` where no entry has that very name."""
+        try:
+            return self._listings.lookup(self.root(), path)
+        except PathNotFound:
+            named = _split(path) if self.kind in ("ntfs", "hfs") else None
+            if named is None:
+                raise
+            entry = self._listings.lookup(self.root(), named[0])
+            return self._stream(entry, named[1]) if named[1] else entry
+
+    def _by_short_name(self, directory: Entry, name: bytes) -> Entry | None:
+        if self._facts.fat is not None:
+            return self._facts.fat.by_short_name(self.children(directory), name)
+        if self.kind != "ntfs" or not could_be_short(name):
+            return None
+        number = self._directories.short(directory, name)
+        found = (each for each in self.children(directory) if tskentry.address(each.inode) == number)
+        return None if number is None else next(found, None)
 
     def children(self, entry: Entry, /) -> Iterator[Entry]:
         return self._listings.children(entry)
@@ -196,6 +227,30 @@ class TskFileSystem:
 
     def open(self, entry: Entry, /) -> Reader:
         return self._contents.open(entry)
+
+    def streams(self, entry: Entry, /) -> list[Stream]:
+        found = self._contents.streams(entry)
+        hidden = wof.STREAM if "wof" in entry.flags else b""  # the content itself, compressed
+        return [Stream(safe_name(each.name), each.size) for each in found if each.name != hidden]
+
+    def open_stream(self, entry: Entry, name: bytes, /) -> Reader:
+        return self._contents.open(self._stream(entry, name))
+
+    def _stream(self, entry: Entry, name: bytes) -> Entry:
+        key = fold if self.case_insensitive else bytes
+        found = self._contents.streams(entry)
+        for wanted, same in ((name, bytes), (key(name), key)):
+            for each in found:
+                if same(safe_name(each.name)) == wanted:
+                    return tskentry.stream_entry(entry, each)
+        shown = f"{printable(entry.path)}:{printable(name)}"
+        raise PathNotFound(f"there is no stream '{shown}'", path=entry.path + b":" + name)
+
+    def xattrs(self, entry: Entry, /) -> dict[bytes, bytes]:
+        if self._facts.xattrs is None or "unreadable" in entry.flags:
+            return {}
+        self._handle.check_open()
+        return self._facts.xattrs.of(int(entry.inode), printable(entry.path))
 
     def readlink(self, entry: Entry, /) -> bytes:
         return self._contents.readlink(entry)

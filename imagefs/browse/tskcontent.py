@@ -1,8 +1,8 @@
 """The content of files and the targets of symlinks through The Sleuth Kit. Never imports pytsk3.
 
 Where a file's bytes lie on the disk as they are (ext, FAT, exFAT), they are read from there without
-TSK. What cannot be decoded is refused when it is opened: encrypted, WOF, cloud and deduplicated files,
-HFS+ compression. Zeros are never handed out for it.
+TSK. What cannot be decoded is refused when it is opened: encrypted, cloud and deduplicated files. Zeros
+are never handed out for it.
 """
 
 from __future__ import annotations
@@ -10,8 +10,10 @@ from __future__ import annotations
 from typing import Any
 
 from imagefs.block.views import BytesReader
-from imagefs.browse import reparse, tskentry
-from imagefs.browse.content import FetchReader, MappedReader, Piece, damaged
+from imagefs.browse import reparse, tskentry, wof
+from imagefs.browse.content import Fetch, FetchReader, MappedReader, Piece, damaged
+from imagefs.browse.fwnt import unpacker
+from imagefs.browse.lznt1 import UNIT_CLUSTERS, CompressedReader
 from imagefs.browse.names import printable
 from imagefs.browse.tskhandle import Facts, Handle
 from imagefs.errors import BrowseError
@@ -40,7 +42,7 @@ class Contents:
             file = info.open_meta(inode=tskentry.address(entry.inode))
             return self._content(entry, file, shown)
 
-    def _mapped(self, entry: Entry, shown: str) -> MappedReader | None:
+    def _mapped(self, entry: Entry, shown: str) -> Reader | None:
         """The content of an ext file without TSK; None where only TSK knows."""
         ext = self._facts.ext
         inode = ext.get(int(entry.inode)) if ext is not None else None
@@ -48,18 +50,63 @@ class Contents:
             return None
         self._handle.check_open()
         _check(ext.must_refuse(inode), entry)
+        if inode.is_inline and self._facts.xattrs is not None:
+            return BytesReader(self._facts.xattrs.inline(int(entry.inode), inode, shown))
         pieces = ext.pieces(inode, shown)
         return None if pieces is None else MappedReader(self._facts.reader, inode.size, pieces, label=shown)
 
     def _content(self, entry: Entry, file: Any, shown: str) -> Reader:
         streams = tskentry.streams_of(file)
+        named = self._named_stream(entry, streams)
+        if named is not None:
+            _check("encrypted by Windows (EFS)" if "encrypted" in entry.flags else "", entry)
+            return self._reader(entry, file, named, shown)
         stream = tskentry.data_stream(self._facts.kind, streams)
+        packed = self._packed(file, streams, stream, shown)
+        if packed is not None:
+            return packed
         _check(self._undecodable(entry, file, streams, stream), entry)
         if stream is None:
             if entry.size or any(each.type == tskentry.NTFS_ATTRIBUTE_LIST for each in streams):
                 raise damaged(shown, 0, "the file system does not say where its bytes lie")
             return BytesReader(b"")
         return self._reader(entry, file, stream, shown)
+
+    def streams(self, entry: Entry) -> list[tskentry.Stream]:
+        """The named streams of an entry, that of WOF too."""
+        if self._facts.kind not in ("ntfs", "hfs") or "unreadable" in entry.flags:
+            return []
+        with self._handle.hold(f"'{printable(entry.path)}'") as info:
+            found = tskentry.streams_of(info.open_meta(inode=tskentry.address(entry.inode)))
+        return tskentry.named_streams(self._facts.kind, found)
+
+    def _named_stream(self, entry: Entry, streams: list[tskentry.Stream]) -> tskentry.Stream | None:
+        """The stream that the address of an entry names, where that is not the content of a file."""
+        words = entry.inode.split("-")
+        if len(words) < 3:
+            return None
+        wanted = int(words[1]), int(words[2])
+        named = tskentry.named_streams(self._facts.kind, streams)
+        return next((s for s in named if (s.type, s.id) == wanted), None)
+
+    def _packed(
+        self, file: Any, streams: list[tskentry.Stream], stream: tskentry.Stream | None, shown: str
+    ) -> Reader | None:
+        """The content of a file that Windows compressed (WOF), None of any other."""
+        if self._facts.kind != "ntfs" or tskentry.is_encrypted(streams):
+            return None
+        point = tskentry.read_reparse(file, streams)
+        if point is None or point.packing not in wof.ALGORITHMS or stream is None:
+            return None
+        chunk, lzx = wof.ALGORITHMS[point.packing]
+        data = next((s for s in streams if s.type == tskentry.NTFS_DATA and s.name == wof.STREAM), None)
+        if data is None:
+            raise damaged(shown, 0, "its compressed content is missing")
+        unpack = unpacker(lzx=lzx, shown=shown)
+        fetched = FetchReader(
+            data.size, tskentry.fetcher(self._handle, file, data, f"'{shown}'"), label=shown
+        )
+        return wof.WofReader(fetched, stream.size, chunk=chunk, unpack=unpack, label=shown)
 
     def _reader(self, entry: Entry, file: Any, stream: tskentry.Stream, shown: str) -> Reader:
         layout = None
@@ -68,7 +115,18 @@ class Contents:
             if self._facts.ext is not None or self._facts.fat is not None:
                 return layout
         fetch = tskentry.fetcher(self._handle, file, stream, f"'{shown}'")
+        if self._facts.kind == "ntfs" and layout is None and not stream.flags & tskentry.RESIDENT:
+            return self._compressed(file, stream, fetch, shown)
         return FetchReader(stream.size, fetch, label=shown, layout=layout)
+
+    def _compressed(self, file: Any, stream: tskentry.Stream, fetch: Fetch, shown: str) -> Reader:
+        volume, cluster = self._facts.reader, self._facts.block_size
+        runs, unit = tskentry.runs_of(file, stream), UNIT_CLUSTERS * cluster
+        if any(run.filler for run in runs):
+            raise damaged(shown, 0, "a part of the list of its clusters is missing")
+        whole = -(-stream.size // unit) * unit
+        pieces = tskentry.pieces_of(runs, cluster, size=whole, valid=whole)
+        return CompressedReader(volume, stream.size, pieces, unit=unit, fetch=fetch, label=shown)
 
     def _layout(self, entry: Entry, runs: list[tskentry.Run], size: int, shown: str) -> MappedReader:
         """Where the bytes lie; what exFAT says was never written is a hole."""

@@ -14,7 +14,7 @@ from typing import Any
 from imagefs.block.cache import BlockCache
 from imagefs.block.views import BytesReader
 from imagefs.browse import tskentry
-from imagefs.browse.bigdir import Damage, ExtNames, Name, Names, NtfsNames
+from imagefs.browse.bigdir import Damage, ExtNames, InlineNames, Name, Names, NtfsNames
 from imagefs.browse.content import FetchReader, MappedReader
 from imagefs.browse.mft import pieces_of
 from imagefs.browse.nameindex import NameIndex
@@ -261,30 +261,41 @@ class Directories:
         if facts.ext is None or inode is None:
             return None
         self._handle.check_open()
+        if inode.is_inline and facts.xattrs is not None:
+            return InlineNames(facts.xattrs.inline(int(directory.inode), inode, label))
         pieces = facts.ext.pieces(inode, label)
         if pieces is None:
             return None
         content = MappedReader(facts.reader, inode.size, pieces, label=label)
         return ExtNames(content, facts.block_size, pieces)
 
-    def _ntfs_names(self, directory: Entry) -> Names | None:
+    def short(self, directory: Entry, name: bytes) -> int | None:
+        """The record of the file that has ``name`` as its short one in an NTFS directory."""
+        names, key = self._ntfs_names(directory, short=True), fold(name)
+        for _, block in names.blocks(Damage()) if names is not None else ():
+            for each in block:
+                if fold(each.name) == key:
+                    return each.inode
+        return None
+
+    def _ntfs_names(self, directory: Entry, *, short: bool = False) -> Names | None:
         number, shown = tskentry.address(directory.inode), _quoted(directory)
         record = self._facts.mft.get(number) if self._facts.mft is not None else None
         if record is None or record.root is None or record.root.resident is None:
-            return self._large_ntfs_names(number, shown)
+            return self._large_ntfs_names(number, shown, short=short)
         self._handle.check_open()
         root, tree, bitmap = record.root.resident, record.allocation, record.bitmap
         if tree is None:
-            return NtfsNames(root, BytesReader(b""), b"")
+            return NtfsNames(root, BytesReader(b""), b"", short=short)
         if bitmap is None or bitmap.resident is None or tree.resident is not None:
-            return self._large_ntfs_names(number, shown)
+            return self._large_ntfs_names(number, shown, short=short)
         pieces = pieces_of(tree, self._facts.block_size, self._facts.reader.size)
         if pieces is None:
-            return self._large_ntfs_names(number, shown)
+            return self._large_ntfs_names(number, shown, short=short)
         content = MappedReader(self._facts.reader, tree.size, pieces, label=shown)
-        return NtfsNames(root, content, bitmap.resident)
+        return NtfsNames(root, content, bitmap.resident, short=short)
 
-    def _large_ntfs_names(self, number: int, shown: str) -> Names | None:
+    def _large_ntfs_names(self, number: int, shown: str, *, short: bool) -> Names | None:
         """Through TSK, where a record does not tell it all; None for a small directory."""
         with self._handle.hold(shown) as info:
             file = info.open_meta(inode=number)
@@ -292,11 +303,15 @@ class Directories:
             if not {_INDEX_ROOT, _INDEX_ALLOCATION, _BITMAP} <= found.keys():
                 return None
             tree = found[_INDEX_ALLOCATION]
-            if tree.size < _QUADRATIC or found[_BITMAP].size > _MAX_BITMAP or found[_INDEX_ROOT].size > _BIG:
+            if (
+                (tree.size < _QUADRATIC and not short)
+                or found[_BITMAP].size > _MAX_BITMAP
+                or found[_INDEX_ROOT].size > _BIG
+            ):
                 return None
             root, used = (_whole(file, found[kind]) for kind in (_INDEX_ROOT, _BITMAP))
         content = FetchReader(tree.size, tskentry.fetcher(self._handle, file, tree, shown), label=shown)
-        return NtfsNames(root, content, used)
+        return NtfsNames(root, content, used, short=short)
 
 
 def _safe_names(block: list[Name]) -> list[Name]:

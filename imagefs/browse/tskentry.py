@@ -9,21 +9,22 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from imagefs.browse import reparse
 from imagefs.browse.bigdir import Name
 from imagefs.browse.content import Piece
 from imagefs.browse.extinode import ExtInodes
-from imagefs.browse.fatdentry import READ_ONLY, Dentries, Dentry
+from imagefs.browse.fatdentry import LOCAL_TIMES, READ_ONLY, Dentries, Dentry
 from imagefs.browse.mft import Mft, Record
+from imagefs.browse.names import safe_name
 from imagefs.browse.tskhandle import Handle
 from imagefs.interfaces import Entry, EntryType
 
 # Attribute types, attribute flags and metadata flags of TSK (tsk_fs.h).
 NTFS_INFORMATION, NTFS_ATTRIBUTE_LIST, NTFS_DATA = 16, 32, 128
-NTFS_INDEX_ROOT, NTFS_REPARSE, HFS_DATA = 144, 192, 4352
+NTFS_INDEX_ROOT, NTFS_REPARSE, HFS_DATA, HFS_RESOURCE = 144, 192, 4352, 4353
 RESIDENT, ENCRYPTED, COMPRESSED = 4, 16, 32
 META_COMPRESSED = 16
 _RUN_FILLER, _RUN_SPARSE = 1, 2
@@ -165,6 +166,28 @@ def data_stream(kind: str, streams: list[Stream]) -> Stream | None:
     return next((s for s in streams if s.type == wanted and (kind != "ntfs" or not s.name)), None)
 
 
+def named_streams(kind: str, streams: list[Stream]) -> list[Stream]:
+    """The streams beside the content: named $DATA on NTFS, on HFS+ the resource fork, which gets a name."""
+    if kind == "ntfs":
+        return [s for s in streams if s.type == NTFS_DATA and s.name]
+    if kind == "hfs":
+        return [replace(s, name=b"rsrc") for s in streams if s.type == HFS_RESOURCE and s.size]
+    return []
+
+
+def stream_entry(owner: Entry, stream: Stream) -> Entry:
+    """A named stream as a file of its own, under the address that TSK gives it (``64-128-5``)."""
+    encrypted = stream.flags & ENCRYPTED or "encrypted" in owner.flags
+    return owner._replace(
+        path=owner.path + b":" + safe_name(stream.name),
+        type=EntryType.FILE,
+        size=stream.size,
+        inode=f"{address(owner.inode)}-{stream.type}-{stream.id}",
+        mode=owner.mode & 0o666,
+        flags=("stream", "encrypted") if encrypted else ("stream",),
+    )
+
+
 def read_reparse(file: Any, streams: list[Stream]) -> reparse.Reparse | None:
     """The reparse point of an NTFS file, None when it has none."""
     for stream in streams:
@@ -269,6 +292,7 @@ def _fat(path: bytes, kind: EntryType, size: int, number: int, dentry: Dentry) -
         mtime_ns=dentry.mtime_ns,
         atime_ns=dentry.atime_ns,
         crtime_ns=dentry.crtime_ns,
+        flags=(LOCAL_TIMES,) if dentry.is_local else (),
     )
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from imagefs.browse.extinode import ExtInodes
+from imagefs.browse.extxattr import ExtAttributes
 from imagefs.browse.fatdentry import Dentries
 from imagefs.browse.mft import Mft
 from imagefs.errors import BrowseError
@@ -28,13 +29,15 @@ class Image(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What does not change while the file system is open. ``ext``, ``fat`` and ``mft`` are set for these."""
+    """What does not change while the file system is open. ``ext`` (with ``xattrs``), ``fat`` and ``mft`` are
+    set for these."""
 
     kind: str
     reader: Reader
     block_size: int
     root_inode: int
     ext: ExtInodes | None = None
+    xattrs: ExtAttributes | None = None
     fat: Dentries | None = None
     mft: Mft | None = None
 

@@ -13,8 +13,9 @@ import click
 
 from imagefs.browse import find as find_in
 from imagefs.browse import walk
-from imagefs.cli.command import common
+from imagefs.cli.command import common, fat_zone_option
 from imagefs.cli.console import Console
+from imagefs.cli.details import details, stat_lines, with_streams
 from imagefs.cli.text import quote, size_text, time_json, time_text, valid_text
 from imagefs.cli.wiring import choose_image, open_disk, split_path
 from imagefs.errors import BrowseError, ImagefsError, IntegrityError
@@ -123,17 +124,23 @@ def write_name(console: Console, name: bytes, end: bytes) -> None:
 @click.argument("path", default="/")
 @click.option("-l", "--long", "long", is_flag=True, help="Modes, owners, sizes and times too.")
 @click.option("-R", "--recursive", is_flag=True, help="Everything below as well.")
+@click.option("--streams", is_flag=True, help="Named streams too, as name:stream (NTFS, HFS+).")
 @click.option("-0", "--null", "null", is_flag=True, help="End names with NUL.")
+@fat_zone_option
 @common
-def ls(console: Console, image: str, path: str, long: bool, recursive: bool, null: bool) -> None:
+def ls(
+    console: Console, image: str, path: str, long: bool, recursive: bool, streams: bool, null: bool
+) -> None:  # fmt: skip
     """List PATH in IMAGE; without PATH, its volumes."""
     catalog, found = choose_image(console, image)
-    with open_disk(catalog, found) as disk:
+    with open_disk(catalog, found, fat_zone=console.fat_zone) as disk:
         place = Places(disk).find(os.fsencode(path))
         if place is None:
             list_volumes(console, disk)
             return
         entries = _listed(console, place, recursive=recursive)
+        if streams:
+            entries = with_streams(console, place.fs, entries)
         if console.json_mode:
             console.stream("entries", (entry_row(place.shown(each), each) for each in entries))
             return
@@ -211,11 +218,12 @@ def _volume_row(disk: DiskImage, volume: Volume, facts: dict[str, Any]) -> dict[
 @click.command()
 @click.argument("image")
 @click.argument("paths", metavar="PATH...", nargs=-1, required=True)
+@fat_zone_option
 @common
 def cat(console: Console, image: str, paths: tuple[str, ...]) -> None:
     """Write the content of files in IMAGE to stdout."""
     catalog, found = choose_image(console, image)
-    with open_disk(catalog, found) as disk:
+    with open_disk(catalog, found, fat_zone=console.fat_zone) as disk:
         places = Places(disk)
         for each in [places.entry(os.fsencode(path)) for path in paths]:
             write_content(console, each)
@@ -237,23 +245,21 @@ def write_content(console: Console, place: Place) -> None:
 @click.command()
 @click.argument("image")
 @click.argument("paths", metavar="PATH...", nargs=-1, required=True)
+@fat_zone_option
 @common
 def stat(console: Console, image: str, paths: tuple[str, ...]) -> None:
     """Everything the file system says of files in IMAGE."""
     catalog, found = choose_image(console, image)
-    with open_disk(catalog, found) as disk:
+    with open_disk(catalog, found, fat_zone=console.fat_zone) as disk:
         places = Places(disk)
-        rows = [_stat_row(places.entry(os.fsencode(path))) for path in paths]
+        rows = [_stat_row(console, places.entry(os.fsencode(path))) for path in paths]
     console.document({"entries": rows})
     for row in rows:
-        for key, value in row.items():
-            shown = (
-                quote(str(value).encode("utf-8", "surrogateescape")) if key in ("path", "target") else value
-            )
-            console.line(f"{key:<10} {'-' if value in (None, '') else shown}")
+        for line in stat_lines(row):
+            console.line(line)
 
 
-def _stat_row(place: Place) -> dict[str, Any]:
+def _stat_row(console: Console, place: Place) -> dict[str, Any]:
     entry = place.entry
     row = entry_row(place.shown(entry), entry) | {
         "nlink": entry.nlink,
@@ -267,7 +273,11 @@ def _stat_row(place: Place) -> dict[str, Any]:
         row["target"] = place.fs.readlink(entry).decode("utf-8", "replace")
     if entry.rdev is not None:
         row["rdev"] = list(entry.rdev)
-    return row
+    try:
+        return row | details(console, place.fs, entry)
+    except BrowseError as error:  # the rest is worth having
+        incomplete(console, error)
+        return row
 
 
 # -- find -----------------------------------------------------------------------------------------
@@ -286,6 +296,7 @@ def _stat_row(place: Place) -> dict[str, Any]:
     help="Only this type; may be given more than once.",
 )
 @click.option("-0", "--null", "null", is_flag=True, help="End names with NUL.")
+@fat_zone_option
 @common
 def find(
     console: Console,
@@ -298,7 +309,7 @@ def find(
 ) -> None:  # fmt: skip
     """Find files by name in IMAGE, below PATH or in every volume."""
     catalog, found = choose_image(console, image)
-    with open_disk(catalog, found) as disk:
+    with open_disk(catalog, found, fat_zone=console.fat_zone) as disk:
         hits = (
             (place.shown(entry), entry)
             for place in _starts(console, disk, os.fsencode(path))

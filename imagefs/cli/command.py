@@ -6,6 +6,7 @@ import functools
 import signal
 import sys
 from collections.abc import Callable
+from datetime import UTC
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -53,10 +54,20 @@ def common(body: Body) -> Body:
         console = Console(json_mode=json_mode, debug=debug, log=log)
         click.get_current_context().find_root().obj = console
         console.zone = parse_zone(tz, utc)
+        console.fat_zone = parse_zone(arguments.pop("fat_tz", None), utc=False) or UTC
         body(console, **arguments)
 
     return run
 
+
+#: For commands that tell times of files; what it says is in ``Console.fat_zone``.
+fat_zone_option = click.option(
+    "--fat-tz",
+    metavar="ZONE",
+    default="UTC",
+    show_default=True,
+    help="Where FAT times were written; FAT and often exFAT keep local times and no zone.",
+)
 
 unreadable_option = click.option(
     "--unreadable",

@@ -38,6 +38,7 @@ class Console:
         self.json_mode = json_mode
         self.debug = debug
         self.zone: tzinfo | None = None
+        self.fat_zone: tzinfo = UTC
         self.exit_code = 0
         #: What of this run is there all the same, and the command that goes on with it.
         self.kept = ""

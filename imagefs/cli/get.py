@@ -8,7 +8,7 @@ import click
 
 from imagefs.browse import ExtractOptions, extract, plan_targets
 from imagefs.cli.browse import Place, Places, write_content
-from imagefs.cli.command import common
+from imagefs.cli.command import common, fat_zone_option
 from imagefs.cli.console import Console
 from imagefs.cli.text import size_text
 from imagefs.cli.wiring import choose_image, open_disk
@@ -20,6 +20,7 @@ from imagefs.errors import UsageError
 @click.argument("paths", metavar="PATH... DEST", nargs=-1, required=True)
 @click.option("--overwrite", is_flag=True, help="Replace files that are there already.")
 @click.option("--owners", is_flag=True, help="Owners, setuid bits, devices and pipes too; needs root.")
+@fat_zone_option
 @common
 def get(console: Console, image: str, paths: tuple[str, ...], overwrite: bool, owners: bool) -> None:
     """Take files and folders out of IMAGE.
@@ -37,7 +38,7 @@ def get(console: Console, image: str, paths: tuple[str, ...], overwrite: bool, o
         raise UsageError("only root can restore owners", hint="run it with sudo, or leave --owners out")
     targets = plan_targets(sources, dest, is_dir=os.path.isdir(dest))
     catalog, found = choose_image(console, image)
-    with open_disk(catalog, found) as disk:
+    with open_disk(catalog, found, fat_zone=console.fat_zone) as disk:
         places = Places(disk)
         jobs = [(places.entry(source), target) for source, target in zip(sources, targets, strict=True)]
         _extract(console, jobs, ExtractOptions(overwrite=overwrite, owners=owners))
@@ -49,7 +50,7 @@ def _to_stdout(console: Console, image: str, sources: list[bytes]) -> None:
     if console.json_mode:
         raise UsageError("standard output takes the file, so --json cannot go with it")
     catalog, found = choose_image(console, image)
-    with open_disk(catalog, found) as disk:
+    with open_disk(catalog, found, fat_zone=console.fat_zone) as disk:
         write_content(console, Places(disk).entry(sources[0]))
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import click
 
-from imagefs.cli.command import common, unreadable_option
+from imagefs.cli.command import common, fat_zone_option, unreadable_option
 from imagefs.cli.console import Console, state_folder
 from imagefs.cli.text import time_json
 from imagefs.errors import MountError, UsageError
@@ -58,6 +58,7 @@ class Wishes:
 @click.option("--foreground", is_flag=True, help="Stay here and serve until interrupted.")
 @click.option("--allow-other", is_flag=True, help="Let other users in, as far as modes permit.")
 @unreadable_option
+@fat_zone_option
 @click.option(
     "--overlay",
     metavar="FILE",
@@ -125,6 +126,7 @@ def start(console: Console, image: str, directory: str, wishes: Wishes) -> None:
 
     def command(descriptor: int) -> list[str]:
         zone = [] if console.zone is None else [f"--tz={console.zone}"]
+        zone.append(f"--fat-tz={console.fat_zone}")
         words = ["mount", "--foreground", *wishes.words(), *zone, READY_OPTION, str(descriptor)]
         return [*SELF, *words, "--", image, directory]
 

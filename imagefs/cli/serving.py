@@ -74,7 +74,7 @@ def serve(
         wishes = replace(wishes, natives=tuple((name, resolve(place)) for name, place in wishes.natives))
         catalog, info = choose_image(console, image, note=notes.append if readiness else None)
         file = os.path.join(catalog.store.url, info.name)
-        with open_disk(catalog, info) as disk:
+        with open_disk(catalog, info, fat_zone=console.fat_zone) as disk:
             spec = mount_spec(disk, catalog.store.url, unreadable=wishes.unreadable, overlay=wishes.overlay)
             if readiness is not None:
                 os.chdir("/")  # a mount in the background must not keep anyone's folder busy

@@ -7,7 +7,7 @@ import re
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import tzinfo
+from datetime import UTC, tzinfo
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -107,12 +107,16 @@ def _named(path: Path, look: Look) -> tuple[Catalog, ImageInfo]:
     return replace(catalog, images=images), info
 
 
-def open_disk(catalog: Catalog, info: ImageInfo, *, cache_bytes: int | None = None) -> DiskImage:
-    """The virtual disk of ``info`` with its volumes and file systems."""
+def open_disk(
+    catalog: Catalog, info: ImageInfo, *, cache_bytes: int | None = None, fat_zone: tzinfo = UTC
+) -> DiskImage:
+    """The virtual disk of ``info`` with its volumes and file systems; ``fat_zone`` as ``open_filesystem`` has it."""
     from imagefs.ops.diskimage import DiskImage  # `list` does not need it
 
     disk = catalog.open_disk(info, **({"cache_bytes": cache_bytes} if cache_bytes else {}))
-    return DiskImage(disk, info)
+    image = DiskImage(disk, info)
+    image.fat_zone = fat_zone
+    return image
 
 
 def shown_disk(image: DiskImage, *, unreadable: str) -> Reader:

@@ -9,6 +9,7 @@ import io
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, tzinfo
 from typing import Self
 
 from imagefs.block.views import ReaderFile, SliceReader
@@ -47,6 +48,8 @@ class DiskImage:
         self.disk = disk
         self._reader: Reader = disk
         self.info = info
+        #: Where the clocks stood that wrote the times of FAT; see ``open_filesystem``.
+        self.fat_zone: tzinfo = UTC
         self._lock = threading.Lock()
         self._table: VolumeTable | None = None
         self._open: list[FileSystem] = []
@@ -124,7 +127,7 @@ class DiskImage:
         """The file system of volume ``number``, closed with this image. Raises BrowseError."""
         from imagefs.browse import open_apart  # which verify and restore do not need
 
-        opened = open_apart(self.volume_reader(self.volume(number)))
+        opened = open_apart(self.volume_reader(self.volume(number)), fat_zone=self.fat_zone)
         with self._lock:
             self._open.append(opened)
         return opened

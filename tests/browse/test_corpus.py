@@ -119,11 +119,12 @@ def test_dfvfs_iso9660() -> None:
     fs = open_filesystem(FileReader(path))
     found = entries(fs)
     assert fs.kind == "iso9660"
-    assert {name: entry.inode for name, entry in found.items()} == fls(path)
+    theirs = fls(path)  # its addresses are numbers that it counts up itself
+    assert found.keys() == theirs.keys()
     files = [entry for entry in found.values() if entry.type is EntryType.FILE]
     assert files
     for entry in files:
-        assert content(fs, entry) == icat(path, entry.inode)
+        assert content(fs, entry) == icat(path, theirs[entry.path])
 
 
 def test_dfvfs_ext2(tmp_path: Path) -> None:
