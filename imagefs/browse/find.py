@@ -82,7 +82,7 @@ def find(
         tests.append(lambda entry: all(span.holds(getattr(entry, field)) for field, span in times))
     if path is not None:
         tests.append(lambda entry: path(entry.path))
-    entries = _deleted(fs, start, onerror) if deleted else _live(fs, start, onerror)
+    entries = deleted_below(fs, start, onerror) if deleted else _live(fs, start, onerror)
     for entry in entries:
         if not _passes(tests, entry, onerror):
             continue
@@ -108,7 +108,7 @@ def _live(fs: FileSystem, start: Entry, onerror: OnError) -> Iterator[Entry]:
     return walk(fs, start, onerror=onerror) if start.type is EntryType.DIRECTORY else iter([start])
 
 
-def _deleted(fs: FileSystem, start: Entry, onerror: OnError) -> Iterator[Entry]:
+def deleted_below(fs: FileSystem, start: Entry, onerror: OnError) -> Iterator[Entry]:
     """The deleted entries that lay at or below ``start``. Raises BrowseError where none are kept."""
     if not isinstance(fs, KeepsDeleted):
         raise BrowseError(f"deleted files of {fs.kind} cannot be found")

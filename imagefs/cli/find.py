@@ -111,7 +111,7 @@ def find(console: Console, image: str, path: str, null: bool, **options: Any) ->
             for field in TIMES
             for span in _times(console, places, field, options[f"{field}_after"], options[f"{field}_before"])
         ]
-        starts = list(_starts(console, disk, places, os.fsencode(path), deleted=asked.deleted))
+        starts = list(starts_of(console, disk, places, os.fsencode(path), deleted=asked.deleted))
         if asked.content is not None:
             progress.start("searching", _total(starts) if asked.everything else None)
         hits = _hits(console, starts, asked, times, progress)
@@ -194,8 +194,8 @@ def _times(
         yield Range(high=(of_file(text) if text.startswith("/") else moment(text, console.zone)) - 1)
 
 
-def _starts(
-    console: Console, disk: DiskImage, places: Places, path: bytes, *, deleted: bool
+def starts_of(
+    console: Console, disk: DiskImage, places: Places, path: bytes, *, deleted: bool = False
 ) -> Iterator[Place]:
     """Where to search: the place of ``path``, or the root of every volume that can be opened."""
     number, inner = split_path(path)

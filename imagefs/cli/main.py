@@ -58,6 +58,7 @@ COMMANDS = {
     "cat": ("imagefs.cli.browse", "cat"),
     "stat": ("imagefs.cli.browse", "stat"),
     "find": ("imagefs.cli.find", "find"),
+    "timeline": ("imagefs.cli.timeline", "timeline"),
     "get": ("imagefs.cli.get", "get"),
 }
 
