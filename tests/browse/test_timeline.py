@@ -246,6 +246,9 @@ def test_names_of_dos_have_no_times_of_their_own_and_a_list_is_for_tsk(ntfs: Pat
     _, record = mft_record(path, number)
     at = struct.unpack_from("<H", record, 20)[0]
     assert [name.name for name in mft.decode_names(torn(record)) or ()] == [b"a.txt"]
+    where = record.index("a.txt".encode("utf-16-le")) - 66 - 24
+    longer = record[: where + 16] + struct.pack("<I", 500) + record[where + 20 :]
+    assert mft.decode_names(torn(longer)) == []
     listed = record[:at] + struct.pack("<I", 32) + record[at + 4 :]
     assert mft.decode_names(torn(listed)) is None
 
