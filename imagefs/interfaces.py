@@ -334,6 +334,28 @@ class HasXattrs(Protocol):
         ...
 
 
+class NameTimes(NamedTuple):
+    """What NTFS keeps with one name of a file (``$FILE_NAME``) beside the times of the file: set when the
+    name is made, and seldom touched by those who set times. ``size`` is that of the attribute."""
+
+    name: bytes
+    inode: str
+    size: int
+    mtime_ns: int | None
+    atime_ns: int | None
+    ctime_ns: int | None
+    crtime_ns: int | None
+
+
+@runtime_checkable
+class HasNameTimes(Protocol):
+    """A FileSystem that may keep further times with the names of its entries."""
+
+    def name_times(self, entry: Entry, /) -> list[NameTimes]:
+        """Those of each name that the entry has, DOS's short names aside."""
+        ...
+
+
 class Whole(enum.StrEnum):
     """How much of a deleted file its old place can still give."""
 

@@ -2,15 +2,19 @@
 volume, and nothing here knows where the bytes come from."""
 
 from imagefs.browse.apart import open_apart
+from imagefs.browse.examine import Content
 from imagefs.browse.extract import ExtractOptions, ExtractReport, extract, plan_targets
-from imagefs.browse.find import Limits, find
+from imagefs.browse.find import Range, find
+from imagefs.browse.hashset import HashSet
 from imagefs.browse.opening import open_filesystem
 from imagefs.browse.walk import walk
 
 __all__ = [
+    "Content",
     "ExtractOptions",
     "ExtractReport",
-    "Limits",
+    "HashSet",
+    "Range",
     "extract",
     "find",
     "open_apart",

@@ -27,7 +27,7 @@ from imagefs.interfaces import Entry, Extent, FileSystem, Named, Place, Reader, 
 
 T = TypeVar("T")
 #: Optional methods of a FileSystem. One that is added to ``interfaces.py`` is added here.
-_SHARED = ("names", "streams", "open_stream", "xattrs", "deleted", "at", "wholeness")
+_SHARED = ("names", "streams", "open_stream", "xattrs", "name_times", "deleted", "at", "wholeness")
 #: A file system is given up after so many deaths in so many seconds; what was asked then fails at once for as
 #: long as that.
 _MAX_DEATHS, _WITHIN = 12, 900.0

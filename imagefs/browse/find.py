@@ -1,32 +1,47 @@
-"""Finding entries below a directory by name, type, size and time."""
+"""Finding entries below a directory: by name, path, type, size, times, and by what is in them.
+
+All that is asked for must be true. What an entry itself tells is looked at first; content is read only
+of what passed that, once, for everything that is asked of it.
+"""
 
 from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass
 
+from imagefs.browse.examine import Content
+from imagefs.browse.names import printable
 from imagefs.browse.walk import OnError, walk
-from imagefs.interfaces import Entry, EntryType, FileSystem
+from imagefs.errors import BrowseError, ImagefsError
+from imagefs.interfaces import (
+    Entry,
+    EntryType,
+    FileSystem,
+    HasStreams,
+    KeepsDeleted,
+    NoProgress,
+    Progress,
+    Reader,
+)
+
+Test = Callable[[Entry], bool]
+#: What may have named streams beside its content.
+_WITH_STREAMS = frozenset({EntryType.FILE, EntryType.DIRECTORY})
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
-    """Bounds, each inclusive and None where there is none; sizes in bytes, times in ns since 1970.
+class Range:
+    """From ``low`` to ``high``, both included and None where there is no bound. Nothing unknown is in it."""
 
-    An entry without a known time matches no bound on time.
-    """
+    low: int | None = None
+    high: int | None = None
 
-    min_size: int | None = None
-    max_size: int | None = None
-    newer_ns: int | None = None
-    older_ns: int | None = None
-
-    def allow(self, entry: Entry) -> bool:
-        return _between(self.min_size, entry.size, self.max_size) and _between(
-            self.newer_ns, entry.mtime_ns, self.older_ns
-        )
+    def holds(self, value: int | None) -> bool:
+        if value is None:
+            return False
+        return (self.low is None or value >= self.low) and (self.high is None or value <= self.high)
 
 
 def find(
@@ -36,37 +51,123 @@ def find(
     onerror: OnError,
     name: bytes | None = None,
     iname: bytes | None = None,
+    path: Callable[[bytes], bool] | None = None,
     types: Set[EntryType] | None = None,
-    limits: Limits | None = None,
+    sizes: Sequence[Range] = (),
+    times: Sequence[tuple[str, Range]] = (),
+    content: Content | None = None,
+    deleted: bool = False,
+    progress: Progress | None = None,
 ) -> Iterator[Entry]:
     """The entries below ``start`` that match all that is given; ``start`` itself if it is no directory.
 
-    ``name`` and ``iname`` are globs (``* ? [a-z]``) for the whole of the last part of the path. On a
-    file system without case ``name`` means ``iname``. ``onerror`` hears what cannot be read.
+    - ``name`` and ``iname`` are globs (``* ? [a-z]``) for the whole of the last part of the path. On a
+      file system without case ``name`` means ``iname``. ``path`` is a test of the whole path.
+    - ``sizes`` in bytes; ``times`` are pairs of a field (``mtime_ns`` …) and its range.
+    - ``content``: named streams are looked at too. One that matches is an entry of type FILE with the path
+      ``path:stream`` and the size of the stream.
+    - ``deleted``: what was deleted below ``start`` instead of what is there; ``fs`` must be a KeepsDeleted.
+    - ``onerror`` hears what cannot be read; ``progress`` of the bytes that were read.
     """
-    tests: list[Callable[[Entry], bool]] = []
+    tests: list[Test] = []
+    if types is not None:
+        tests.append(lambda entry: entry.type in types)
     if name is not None:
         tests.append(glob(name, ignore_case=fs.case_insensitive))
     if iname is not None:
         tests.append(glob(iname, ignore_case=True))
-    if types is not None:
-        tests.append(lambda entry: entry.type in types)
-    if limits is not None:
-        tests.append(limits.allow)
-    entries = walk(fs, start, onerror=onerror) if start.type is EntryType.DIRECTORY else iter([start])
-    return (entry for entry in entries if all(test(entry) for test in tests))
+    if content is None and sizes:
+        tests.append(lambda entry: _fits(sizes, entry))
+    if times:
+        tests.append(lambda entry: all(span.holds(getattr(entry, field)) for field, span in times))
+    if path is not None:
+        tests.append(lambda entry: path(entry.path))
+    entries = deleted_below(fs, start, onerror) if deleted else _live(fs, start, onerror)
+    for entry in entries:
+        if not _passes(tests, entry, onerror):
+            continue
+        if content is None:
+            yield entry
+            continue
+        for part, reader in _contents(fs, entry, sizes, onerror):
+            try:
+                if content.matches(reader, printable(part.path), progress or NoProgress()):
+                    yield part
+            except ImagefsError as error:
+                onerror(error)
 
 
-def glob(pattern: bytes, *, ignore_case: bool) -> Callable[[Entry], bool]:
+def glob(pattern: bytes, *, ignore_case: bool) -> Test:
     """A test of names. ``?`` is one character where the name is UTF-8, one byte where it is not."""
     text = pattern.decode("utf-8", "surrogateescape")
     match = re.compile(fnmatch.translate(text), re.IGNORECASE if ignore_case else 0).match
     return lambda entry: match(entry.name.decode("utf-8", "surrogateescape")) is not None
 
 
-def _between(low: int | None, value: int | None, high: int | None) -> bool:
-    if low is None and high is None:
-        return True
-    if value is None:
+def _live(fs: FileSystem, start: Entry, onerror: OnError) -> Iterator[Entry]:
+    return walk(fs, start, onerror=onerror) if start.type is EntryType.DIRECTORY else iter([start])
+
+
+def deleted_below(fs: FileSystem, start: Entry, onerror: OnError) -> Iterator[Entry]:
+    """The deleted entries that lay at or below ``start``. Raises BrowseError where none are kept."""
+    if not isinstance(fs, KeepsDeleted):
+        raise BrowseError(f"deleted files of {fs.kind} cannot be found")
+    below = start.path.rstrip(b"/") + b"/"
+    try:
+        for entry in fs.deleted():
+            if entry.path.startswith(below) or entry.path == start.path:
+                yield entry
+    except ImagefsError as error:
+        onerror(error)
+
+
+def _passes(tests: Sequence[Test], entry: Entry, onerror: OnError) -> bool:
+    try:
+        return all(test(entry) for test in tests)
+    except ImagefsError as error:  # a pattern that would take for ever on this path
+        onerror(error)
         return False
-    return (low is None or value >= low) and (high is None or value <= high)
+
+
+def _fits(sizes: Sequence[Range], entry: Entry) -> bool:
+    return all(span.holds(entry.size) for span in sizes)
+
+
+def _contents(
+    fs: FileSystem, entry: Entry, sizes: Sequence[Range], onerror: OnError
+) -> Iterator[tuple[Entry, Reader]]:
+    """The content of an entry and its named streams, as far as their sizes fit, each opened and closed."""
+    parts: list[tuple[Entry, Callable[[], Reader]]] = []
+    if entry.type is EntryType.FILE:
+        parts.append((entry, lambda: fs.open(entry)))
+    if isinstance(fs, HasStreams) and entry.type in _WITH_STREAMS:
+        parts += _streams(fs, entry, onerror)
+    for part, opened in parts:
+        if not _fits(sizes, part):
+            continue
+        try:
+            reader = opened()
+        except ImagefsError as error:
+            onerror(error)
+            continue
+        try:
+            yield part, reader
+        finally:
+            reader.close()
+
+
+def _streams(fs: HasStreams, entry: Entry, onerror: OnError) -> list[tuple[Entry, Callable[[], Reader]]]:
+    def opener(name: bytes) -> Callable[[], Reader]:
+        return lambda: fs.open_stream(entry, name)
+
+    try:
+        return [
+            (
+                entry._replace(path=entry.path + b":" + each.name, size=each.size, type=EntryType.FILE),
+                opener(each.name),
+            )
+            for each in fs.streams(entry)
+        ]
+    except ImagefsError as error:
+        onerror(error)
+        return []

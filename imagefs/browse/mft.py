@@ -19,7 +19,8 @@ _SECTOR = 512
 _PIECE, _PIECES = 32 << 10, 64
 _RECORD_SIZES = (512, 1024, 2048, 4096)
 _IN_USE, _IS_DIRECTORY = 1, 2
-_INFORMATION, _DATA, _ROOT, _ALLOCATION, _BITMAP = 16, 128, 144, 160, 176
+_INFORMATION, _LIST, _NAME, _DATA, _ROOT, _ALLOCATION, _BITMAP = 16, 32, 48, 128, 144, 160, 176
+_DOS_NAMESPACE = 2
 #: Attributes that make a record TSK's matter: a list of others, a reparse point, $EFS and its like.
 _ODD = frozenset({32, 192, 256})
 _ENCRYPTED = 0x4000
@@ -55,6 +56,15 @@ class Record(NamedTuple):
     bitmap: Stream | None
 
 
+class FileName(NamedTuple):
+    """A ``$FILE_NAME`` attribute: its number, its size in bytes, the name, and its own four times."""
+
+    id: int
+    size: int
+    name: bytes
+    times: tuple[int, int, int, int]
+
+
 class Mft:
     """Looks records up by number in ``table``, the content of $MFT. Keeps the last pieces it read;
     safe in several threads."""
@@ -67,14 +77,22 @@ class Mft:
         self._piece = lru_cache(maxsize=_PIECES)(lambda piece: self._read(piece * self._step, self._step))
 
     def get(self, number: int) -> Record | None:
+        return decode(self._raw(number))
+
+    def names(self, number: int) -> list[FileName] | None:
+        """The names of a file, those of DOS aside, in use or not; None where they are not in one record."""
+        return decode_names(self._raw(number))
+
+    def _raw(self, number: int) -> bytes:
+        """A record as it lies there; nothing of one that there is not."""
         if not 0 <= number < self._count:
-            return None
+            return b""
         piece, at = divmod(number, self._step)
         try:
             raw = self._piece(piece)
         except ImagefsError:  # what is wanted may lie beside what cannot be read
             raw, at = self._read(number, 1), 0
-        return decode(raw[at * self._size : (at + 1) * self._size])
+        return raw[at * self._size : (at + 1) * self._size]
 
     def _read(self, first: int, count: int) -> bytes:
         return self._table.read_at(first * self._size, count * self._size)
@@ -128,6 +146,35 @@ def decode(raw: bytes) -> Record | None:
     return Record(
         sequence, links, bool(flags & _IS_DIRECTORY), tuple(times), dos, data, root, allocation, bitmap
     )
+
+
+def decode_names(raw: bytes) -> list[FileName] | None:
+    """The names of a record, in use or not; None where it is damaged, or has parts elsewhere."""
+    fixed = _fixed(raw)
+    if fixed is None:
+        return None
+    _, _, _, _, _, _, at, _, used, _ = _head(fixed)
+    found: list[FileName] = []
+    while at + 24 <= min(used, len(fixed)):
+        kind, length, away, _, _, _, number, size, value = _attribute(fixed, at)
+        if kind == _END:
+            break
+        if length < 24 or at + length > used or kind == _LIST:
+            return None
+        if kind == _NAME and not away and value + size <= length:
+            name = decode_name(number, fixed[at + value : at + value + size])
+            found += [name] if name is not None else []
+        at += length
+    return found
+
+
+def decode_name(number: int, content: bytes) -> FileName | None:
+    """A ``$FILE_NAME`` by its content; None of DOS's short name for a file that has a longer one."""
+    if len(content) < 66 or content[65] == _DOS_NAMESPACE:
+        return None
+    text = content[66 : 66 + 2 * content[64]].decode("utf-16-le", "surrogatepass")
+    name = text.encode("utf-8", "surrogatepass")
+    return FileName(number, len(content), name, struct.unpack_from("<4Q", content, 8))
 
 
 def _fixed(raw: bytes) -> bytes | None:

@@ -25,7 +25,7 @@ from imagefs.browse.tskcontent import Contents
 from imagefs.browse.tskdir import Directories
 from imagefs.browse.tskhandle import TSK_ERRORS, Facts, Handle, reason
 from imagefs.errors import NotAFileSystem, PathNotFound
-from imagefs.interfaces import Entry, Named, Place, Reader, Stream
+from imagefs.interfaces import Entry, Named, NameTimes, Place, Reader, Stream
 
 _KINDS = {
     int(getattr(pytsk3, f"TSK_FS_TYPE_{constant}")): kind
@@ -257,6 +257,16 @@ class TskFileSystem:
 
     def places(self, entry: Entry, /) -> list[Place]:
         return self._contents.places(entry)
+
+    def name_times(self, entry: Entry, /) -> list[NameTimes]:
+        if self.kind != "ntfs":
+            return []
+        number = tskentry.address(entry.inode)
+        found = self._facts.mft.names(number) if self._facts.mft is not None else None
+        if found is None:
+            with self._handle.hold(f"'{printable(entry.path)}'") as info:
+                found = tskentry.name_times(info.open_meta(inode=number))
+        return [tskentry.named_times(number, each) for each in found]
 
     def close(self) -> None:
         self._handle.close()

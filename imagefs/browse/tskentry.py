@@ -17,18 +17,19 @@ from imagefs.browse.bigdir import Name
 from imagefs.browse.content import Piece
 from imagefs.browse.extinode import ExtInodes
 from imagefs.browse.fatdentry import LOCAL_TIMES, READ_ONLY, Dentries, Dentry
-from imagefs.browse.mft import Mft, Record
+from imagefs.browse.mft import FileName, Mft, Record, decode_name
 from imagefs.browse.names import safe_name
 from imagefs.browse.tskhandle import Handle
-from imagefs.interfaces import Entry, EntryType
+from imagefs.interfaces import Entry, EntryType, NameTimes
 
 # Attribute types, attribute flags and metadata flags of TSK (tsk_fs.h).
-NTFS_INFORMATION, NTFS_ATTRIBUTE_LIST, NTFS_DATA = 16, 32, 128
+NTFS_INFORMATION, NTFS_ATTRIBUTE_LIST, NTFS_NAME, NTFS_DATA = 16, 32, 48, 128
 NTFS_INDEX_ROOT, NTFS_REPARSE, HFS_DATA, HFS_RESOURCE = 144, 192, 4352, 4353
 RESIDENT, ENCRYPTED, COMPRESSED = 4, 16, 32
 META_COMPRESSED = 16
 _RUN_FILLER, _RUN_SPARSE = 1, 2
 _INFORMATION = struct.Struct("<4QI")
+_MAX_NAME = 66 + 2 * 255
 
 _META_TYPES = {
     1: EntryType.FILE,
@@ -346,6 +347,24 @@ def _of_record(path: bytes, number: int, record: Record) -> Entry:
         _windows_ns(changed),
         _windows_ns(created),
     )
+
+
+def name_times(file: Any) -> list[FileName]:
+    """The names of an NTFS file that TSK has opened, with their own times."""
+    found = [
+        decode_name(
+            stream.id, bytes(file.read_random(0, min(stream.size, _MAX_NAME), stream.type, stream.id))
+        )
+        for stream in streams_of(file)
+        if stream.type == NTFS_NAME and stream.size
+    ]
+    return [each for each in found if each is not None]
+
+
+def named_times(number: int, found: FileName) -> NameTimes:
+    created, modified, changed, accessed = (_windows_ns(time) for time in found.times)
+    inode = f"{number}-{NTFS_NAME}-{found.id}"
+    return NameTimes(found.name, inode, found.size, modified, accessed, changed, created)
 
 
 def _standard_information(file: Any, streams: list[Stream]) -> tuple[int, int, int, int, int]:

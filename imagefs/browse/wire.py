@@ -22,7 +22,7 @@ from typing import Any
 from imagefs import errors
 from imagefs.browse.content import Piece
 from imagefs.errors import ImagefsError
-from imagefs.interfaces import Entry, EntryType, Extent, Named, Place, State, Stream, Whole
+from imagefs.interfaces import Entry, EntryType, Extent, Named, NameTimes, Place, State, Stream, Whole
 
 _COUNT = struct.Struct("<I")
 _COLUMNS = struct.Struct("<4I")
@@ -35,10 +35,12 @@ _ONE = struct.Struct("<B9qH")
 _make_entry: Callable[[tuple[Any, ...]], Entry] = partial(tuple.__new__, Entry)
 
 #: The classes that may be sent, by their number, and the types of their fields.
-_SHAPES: tuple[tuple[type[Any], tuple[type, ...]], ...] = (
+_TIME = (int, type(None))
+_SHAPES: tuple[tuple[type[Any], tuple[type | tuple[type, ...], ...]], ...] = (
     (Named, (bytes, EntryType, str)),
     (Place, (bytes, int, int)),
     (Stream, (bytes, int)),
+    (NameTimes, (bytes, str, int, _TIME, _TIME, _TIME, _TIME)),
     (Extent, (State, int, int)),
     (EntryType, (str,)),
     (State, (int,)),
@@ -164,9 +166,17 @@ def _get_many(data: bytes, at: int, count: int, depth: int) -> tuple[list[Any], 
     return values, at
 
 
+def _fit(fields: list[Any], types: Sequence[type | tuple[type, ...]]) -> bool:
+    """Whether each field is of its type, or one of its types, exactly."""
+    return len(fields) == len(types) and all(
+        type(each) in kind if type(kind) is tuple else type(each) is kind
+        for each, kind in zip(fields, types, strict=True)
+    )
+
+
 def _object(number: int, fields: list[Any]) -> Any:
     cls, types = _SHAPES[number]
-    if tuple(map(type, fields)) != types:
+    if not _fit(fields, types):
         raise WireError(f"these are not the fields of a {cls.__name__}")
     return cls(*fields)
 

@@ -1,4 +1,4 @@
-"""``imagefs ls``, ``cat``, ``stat``, ``find`` and ``get``: into an image without mounting it."""
+"""``imagefs ls``, ``cat`` and ``stat``: into an image without mounting it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from typing import Any
 
 import click
 
-from imagefs.browse import find as find_in
 from imagefs.browse import walk
 from imagefs.cli.command import common, fat_zone_option
 from imagefs.cli.console import Console
@@ -278,68 +277,3 @@ def _stat_row(console: Console, place: Place) -> dict[str, Any]:
     except BrowseError as error:  # the rest is worth having
         incomplete(console, error)
         return row
-
-
-# -- find -----------------------------------------------------------------------------------------
-
-
-@click.command()
-@click.argument("image")
-@click.argument("path", default="/")
-@click.option("--name", metavar="GLOB", help="The name matches, * ? [a-z] as in a shell.")
-@click.option("--iname", metavar="GLOB", help="The same without regard to case.")
-@click.option(
-    "--type",
-    "types",
-    type=click.Choice([str(kind) for kind in EntryType]),
-    multiple=True,
-    help="Only this type; may be given more than once.",
-)
-@click.option("-0", "--null", "null", is_flag=True, help="End names with NUL.")
-@fat_zone_option
-@common
-def find(
-    console: Console,
-    image: str,
-    path: str,
-    name: str | None,
-    iname: str | None,
-    types: tuple[str, ...],
-    null: bool,
-) -> None:  # fmt: skip
-    """Find files by name in IMAGE, below PATH or in every volume."""
-    catalog, found = choose_image(console, image)
-    with open_disk(catalog, found, fat_zone=console.fat_zone) as disk:
-        hits = (
-            (place.shown(entry), entry)
-            for place in _starts(console, disk, os.fsencode(path))
-            for entry in find_in(
-                place.fs,
-                place.entry,
-                name=os.fsencode(name) if name else None,
-                iname=os.fsencode(iname) if iname else None,
-                types=frozenset(EntryType(kind) for kind in types) or None,
-                onerror=lambda error: incomplete(console, error),
-            )
-        )
-        if console.json_mode:
-            console.stream("entries", (entry_row(shown, entry) for shown, entry in hits))
-            return
-        for shown, _entry in hits:
-            write_name(console, shown, b"\0" if null else b"\n")
-
-
-def _starts(console: Console, disk: DiskImage, path: bytes) -> Iterator[Place]:
-    """Where to search: the place of ``path``, or the root of every volume that can be opened."""
-    places = Places(disk)
-    place = places.find(path)
-    if place is not None:
-        yield place
-        return
-    for volume in disk.volumes:
-        try:
-            fs = places.filesystem(volume.number)
-        except BrowseError as error:
-            console.note(f"imagefs: {volume.id} is left out: {error.message}")
-            continue
-        yield Place(volume.number, fs, fs.root())

@@ -46,6 +46,7 @@ class Console:
         self._log = log
         self._findings: list[str] = []
         self._stream_open = False
+        self._shown: TerminalProgress | None = None
 
     # -- stdout -----------------------------------------------------------------------------------
 
@@ -56,6 +57,7 @@ class Console:
     def line(self, text: str = "") -> None:
         """A line of text for people; nothing with ``--json``."""
         if not self.json_mode:
+            self._make_room()
             print(text.encode("utf-8", "replace").decode())
 
     def write(self, data: bytes) -> None:
@@ -67,13 +69,14 @@ class Console:
         if self.json_mode:
             print(json.dumps(value, ensure_ascii=False))
 
-    def stream(self, name: str, rows: Iterable[dict[str, Any]]) -> int:
-        """A document whose list ``name`` is written as it comes, ``"complete": true`` last."""
+    def stream(self, name: str, rows: Iterable[dict[str, Any]], *, flush: bool = False) -> int:
+        """A document whose list ``name`` is written as it comes, ``"complete": true`` last. ``flush``: each
+        row is seen at once, for who waits long for the next."""
         self._stream_open = True
         print(f'{{"{name}": [', end="")
         count = 0
         for row in rows:
-            print((",\n" if count else "\n") + json.dumps(row, ensure_ascii=False), end="")
+            print((",\n" if count else "\n") + json.dumps(row, ensure_ascii=False), end="", flush=flush)
             count += 1
         self._stream_open = False
         print('\n], "complete": true}')
@@ -97,6 +100,7 @@ class Console:
     def note(self, text: str) -> None:
         """Something worth knowing that is not the answer."""
         if not self.json_mode:
+            self._make_room()
             print(text.encode("utf-8", "backslashreplace").decode(), file=sys.stderr)
 
     def warn(self, text: str) -> None:
@@ -112,13 +116,19 @@ class Console:
         if self.json_mode:
             yield JsonProgress()
         elif sys.stderr.isatty():
-            shown = TerminalProgress()
+            shown = self._shown = TerminalProgress()
             try:
                 yield shown
             finally:
+                self._shown = None
                 shown.clear()
         else:
             yield PlainProgress(self)
+
+    def _make_room(self) -> None:
+        """Take the line of progress away before something is written where it stands."""
+        if self._shown is not None:
+            self._shown.clear()
 
     # -- the end ----------------------------------------------------------------------------------
 
@@ -291,6 +301,8 @@ class TerminalProgress(_Meter):
     def _counts_text(self) -> str:
         errors = self.counts.get("errors", 0)
         told = f"  {errors} bad sector{'s' if errors > 1 else ''}" if errors else ""
+        hits = self.counts.get("hits")
+        told += f"  {hits} hit{'s' if hits != 1 else ''}" if hits is not None else ""
         states = [
             f"{words} {size_text(self.counts[name])}" for name, words in STATE_WORDS if self.counts.get(name)
         ]

@@ -57,7 +57,8 @@ COMMANDS = {
     "ls": ("imagefs.cli.browse", "ls"),
     "cat": ("imagefs.cli.browse", "cat"),
     "stat": ("imagefs.cli.browse", "stat"),
-    "find": ("imagefs.cli.browse", "find"),
+    "find": ("imagefs.cli.find", "find"),
+    "timeline": ("imagefs.cli.timeline", "timeline"),
     "get": ("imagefs.cli.get", "get"),
 }
 

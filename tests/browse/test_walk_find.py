@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imagefs.browse import Limits, find, open_filesystem, walk
+from imagefs.browse import Range, find, open_filesystem, walk
 from imagefs.browse.find import glob
 from imagefs.browse.walk import MAX_DEPTH
 from imagefs.errors import BrowseError, ImagefsError
@@ -162,11 +162,17 @@ def test_a_start_that_is_a_file_is_tested_itself() -> None:
 
 
 def test_sizes_and_times() -> None:
-    assert found(limits=Limits(newer_ns=15, older_ns=50)) == [b"/Read.me", b"/Docs/b.txt"] or found(
-        limits=Limits(newer_ns=15, older_ns=50)
-    ) == [b"/Docs/b.txt", b"/Read.me"]
-    assert found(limits=Limits(min_size=11)) == [b"/Docs/a.TXT", b"/Docs/b.txt"]
-    assert found(limits=Limits(max_size=0)) == [b"/Docs"]
+    modified = [("mtime_ns", Range(15, 50))]
+    assert sorted(found(times=modified)) == [b"/Docs/b.txt", b"/Read.me"]
+    assert found(times=[*modified, ("mtime_ns", Range(low=21))]) == [b"/Read.me"]
+    assert found(times=[("atime_ns", Range())]) == [], "a time that is not known is in no range"
+    assert found(sizes=[Range(low=11)]) == [b"/Docs/a.TXT", b"/Docs/b.txt"]
+    assert found(sizes=[Range(high=0)]) == [b"/Docs"]
+    assert found(sizes=[Range(low=8), Range(high=10)]) == ["/Docs/ü".encode(), b"/Read.me"]
+
+
+def test_paths() -> None:
+    assert found(path=lambda path: path.count(b"/") == 2 and path.endswith(b"txt")) == [b"/Docs/b.txt"]
 
 
 @given(st.binary(max_size=20).filter(lambda n: b"/" not in n), st.booleans())

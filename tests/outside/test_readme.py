@@ -8,12 +8,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.support.oracles import need_tool
+
 ROOT = Path(__file__).parents[2]
 
 
-def tour() -> list[str]:
-    """The ``$`` lines of the section "A tour"."""
-    section = (ROOT / "README.md").read_text().split("## A tour")[1].split("\n## ")[0]
+def tour(title: str) -> list[str]:
+    """The ``$`` lines of a section."""
+    section = (ROOT / "README.md").read_text().split(f"## {title}\n")[1].split("\n## ")[0]
     return [
         line[2:]
         for block in re.findall(r"```console\n(.*?)```", section, re.DOTALL)
@@ -27,8 +29,10 @@ def test_the_tour_runs(tmp_path: Path) -> None:
     script = tools / "imagefs"
     script.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m imagefs "$@"\n')
     script.chmod(0o755)
-    commands = [line.replace("backups@2026-11-17", "backups") for line in tour()]
-    assert len(commands) > 12
+    lines = tour("A tour") + tour("Finding files, and what happened when")
+    commands = [line.replace("backups@2026-11-17", "backups") for line in lines]
+    assert len(commands) > 20
+    need_tool("mactime")
     room = tmp_path / "room"
     room.mkdir()
     env = {
@@ -36,10 +40,11 @@ def test_the_tour_runs(tmp_path: Path) -> None:
         "PATH": f"{tools}:{os.environ['PATH']}:/usr/sbin:/sbin",
         "XDG_STATE_HOME": str(tmp_path),
     }
-    text = "set -ex\n" + "\n".join(commands)
+    text = "set -exo pipefail\n" + "\n".join(commands)
     done = subprocess.run(
         ["bash", "-c", text], cwd=room, env=env, capture_output=True, text=True, timeout=120, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert (room / "plan.txt").read_text() == "a plan\n"
     assert "the report" in done.stdout
+    assert "/p0/report.txt" in (room / "timeline.csv").read_text()
