@@ -1,15 +1,18 @@
 """File systems over any Reader: opening one, walking, finding, extracting. Nothing here writes to a
 volume, and nothing here knows where the bytes come from."""
 
-from imagefs.browse.extract import ExtractOptions, ExtractReport, extract, plan_targets
+from imagefs.browse.extract import extract, plan_targets
 from imagefs.browse.find import Limits, find
+from imagefs.browse.manifest import Manifest
 from imagefs.browse.opening import open_filesystem
+from imagefs.browse.taking import ExtractOptions, ExtractReport
 from imagefs.browse.walk import walk
 
 __all__ = [
     "ExtractOptions",
     "ExtractReport",
     "Limits",
+    "Manifest",
     "extract",
     "find",
     "open_filesystem",
