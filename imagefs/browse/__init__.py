@@ -1,11 +1,13 @@
 """File systems over any Reader: opening one, walking, finding, extracting. Nothing here writes to a
 volume, and nothing here knows where the bytes come from."""
 
+from imagefs.browse.archive import archive
 from imagefs.browse.extract import extract, plan_targets
 from imagefs.browse.find import Limits, find
 from imagefs.browse.manifest import Manifest
 from imagefs.browse.opening import open_filesystem
 from imagefs.browse.taking import ExtractOptions, ExtractReport
+from imagefs.browse.tarzip import archive_writer
 from imagefs.browse.walk import walk
 
 __all__ = [
@@ -13,6 +15,8 @@ __all__ = [
     "ExtractReport",
     "Limits",
     "Manifest",
+    "archive",
+    "archive_writer",
     "extract",
     "find",
     "open_filesystem",

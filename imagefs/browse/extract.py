@@ -72,16 +72,17 @@ def extract(
     options: ExtractOptions | None = None,
     progress: Progress | None = None,
     manifest: Manifest | None = None,
+    report: ExtractReport | None = None,
     count_first: bool = False,
 ) -> ExtractReport:
     """Write each entry, with everything below it, to its path on this machine.
 
     The folder of each path must exist. TargetError when the target cannot take what is to be
-    written; what is wrong with single files goes into the report's findings. ``count_first`` lists the trees once
-    before, so that progress knows the whole.
+    written; what is wrong with single files goes into the report's findings (``report``: one to go on with).
+    ``count_first`` lists the trees once before, so that progress knows the whole.
     """
     options, progress = options or ExtractOptions(), progress or NoProgress()
-    run = _Run(fs, options, progress, manifest)
+    run = _Run(fs, options, progress, manifest, report or ExtractReport())
     progress.start("extract", _total(fs, [entry for entry, _ in jobs], count_first))
     with ExitStack() as stack:
         folders: dict[bytes, Folder] = {}
@@ -115,11 +116,16 @@ class _Run:
     """One extraction: its options, and its report as it grows."""
 
     def __init__(
-        self, fs: FileSystem, options: ExtractOptions, progress: Progress, manifest: Manifest | None
+        self,
+        fs: FileSystem,
+        options: ExtractOptions,
+        progress: Progress,
+        manifest: Manifest | None,
+        report: ExtractReport,
     ) -> None:
         self._fs = fs
         self._options = options
-        self.report = ExtractReport()
+        self.report = report
         self._files = FileWriter(fs, options, self.report, progress, manifest)
 
     def tree(self, entry: Entry, folder: Folder, name: bytes) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Sequence
+from typing import Self
 
 from imagefs.browse.names import printable
 from imagefs.errors import TargetError
@@ -53,7 +54,7 @@ def parse_line(line: bytes) -> tuple[bytes, str, str] | None:
 
 
 class Manifest:
-    """A manifest being written; ``commit`` or ``keep`` ends it."""
+    """A manifest being written; ``commit`` or ``keep`` ends it, as does ``with``."""
 
     def __init__(
         self, path: bytes, algorithms: Sequence[str] = ("sha256",), *, overwrite: bool, resume: bool
@@ -76,6 +77,15 @@ class Manifest:
                 self._start += os.write(self._fd, b"\n")
         except OSError as error:
             raise self._error(error) from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is None:
+            self.commit()
+        else:
+            self.keep()
 
     def known(self, name: bytes) -> list[str] | None:
         """The digests an earlier run wrote for ``name``, in the order of the algorithms; None unless all."""
