@@ -92,16 +92,35 @@ def ntfs_disk(room: Path) -> Path:
     return set_names(room / "ntfs", {old: new for old, new in changed.items() if old in data})
 
 
+#: What some of the evil names become.
+SHOWN = {
+    "ext4": {
+        "..%2F..%2Fup",
+        "%2Fabs%2Fol",
+        "%2E%2E",
+        "..%2F%00%2Fnul",
+        "EQUAL1~15",
+        "EQUAL1~16",
+        "SAME-D~18/passwd",
+    },
+    "fat": {"..%2F..g name of mine.txt", "%2Fetc%2F long name too.txt", "%2E%2E", "EQUAL1~4", "EQUAL1~5"},
+    "ntfs": {"..%2F..%2Fu", "%2Fabs%2Fo", "%2E%2E", "..%2F%00%2Fnu", "EQUAL1~68-128-2", "EQUAL1~69-128-2"},
+}
 DISKS: dict[str, Callable[[Path], Path]] = {"ext4": ext_disk, "fat": fat_disk, "ntfs": ntfs_disk}
 EVERYTHING = ExtractOptions(streams=True, xattrs=True, hard_links=True)
 
 
 @pytest.fixture(params=list(DISKS))
-def hostile(request: pytest.FixtureRequest, tmp_path: Path) -> FileSystem:
+def disk(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def hostile(disk: str, tmp_path: Path) -> FileSystem:
     room = tmp_path / "made"
     room.mkdir()
     (room / "outside").mkdir()
-    return open_filesystem(FileReader(DISKS[request.param](room)))
+    return open_filesystem(FileReader(DISKS[disk](room)))
 
 
 def beneath(folder: Path) -> set[str]:
@@ -121,7 +140,9 @@ WAYS = {
 
 
 @pytest.mark.parametrize("options", WAYS.values(), ids=WAYS)
-def test_nothing_lands_outside(hostile: FileSystem, options: ExtractOptions, tmp_path: Path) -> None:
+def test_nothing_lands_outside(
+    disk: str, hostile: FileSystem, options: ExtractOptions, tmp_path: Path
+) -> None:
     room = tmp_path / "a" / "b"
     (room / "c").mkdir(parents=True)
     before = beneath(tmp_path)
@@ -130,6 +151,7 @@ def test_nothing_lands_outside(hostile: FileSystem, options: ExtractOptions, tmp
     assert new
     assert all(name == "a/b/c/out" or name.startswith("a/b/c/out/") for name in new)
     assert list((tmp_path / "made" / "outside").iterdir()) == []
+    assert beneath(room / "c" / "out") >= SHOWN[disk]
     assert contents(room / "c" / "out") >= 5
     assert all(finding.code in ("renamed", "left-out", "name", "browse") for finding in report.findings)
 
@@ -141,7 +163,7 @@ def contents(folder: Path) -> int:
 
 
 @pytest.mark.parametrize("kind", ["tar", "zip"])
-def test_no_archive_leads_outside(hostile: FileSystem, kind: str) -> None:
+def test_no_archive_leads_outside(disk: str, hostile: FileSystem, kind: str) -> None:
     out = io.BytesIO()
     with archive_writer(kind, out.write) as writer:
         report: ExtractReport = archive(hostile, [(hostile.root(), b"top")], writer, options=EVERYTHING)
@@ -155,6 +177,7 @@ def test_no_archive_leads_outside(hostile: FileSystem, kind: str) -> None:
     else:
         with zipfile.ZipFile(io.BytesIO(out.getvalue())) as found:
             names = [name.rstrip("/") for name in found.namelist()]
+    assert {f"top/{name}" for name in SHOWN[disk]} <= {*names}
     for name in names:
         assert name.split("/")[0] == "top"
         assert ".." not in name.split("/")
@@ -166,6 +189,6 @@ def test_the_names_are_really_on_the_disks(tmp_path: Path) -> None:
     for name, make in DISKS.items():
         (tmp_path / name).mkdir()
         (tmp_path / name / "outside").mkdir()
-        disk = make(tmp_path / name)
-        seen = b"\n".join(fls(disk)) if name != "ext4" else debugfs(disk, "ls -p /").encode()
+        made = make(tmp_path / name)
+        seen = b"\n".join(fls(made)) if name != "ext4" else debugfs(made, "ls -p /").encode()
         assert b"../.." in seen or b"..^.." in seen, name
