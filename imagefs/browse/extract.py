@@ -2,8 +2,8 @@
 
 Nothing is overwritten unless asked for, nothing is written outside the target whatever the image says
 (see ``place``), and a file that cannot be read whole is not left behind under its name: it becomes a
-finding, and the rest goes on. Modes and times are kept always; owners, setuid bits, devices and pipes
-only when asked for. Hard links become files of their own.
+finding, and the rest goes on. Modes and times are kept always; owners, setuid bits, devices, pipes, extended
+attributes, streams and hard links only when asked for.
 """
 
 from __future__ import annotations
@@ -12,50 +12,23 @@ import os
 import re
 import stat
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
 
-from imagefs.block.views import extents_of
+from imagefs.browse.filewriter import FileWriter, Spot, same_time
+from imagefs.browse.manifest import Manifest
 from imagefs.browse.names import printable
 from imagefs.browse.place import Folder, Refused
+from imagefs.browse.taking import ExtractOptions, ExtractReport, bytes_below, shown
 from imagefs.browse.walk import OnError, Trail, fs_children
 from imagefs.errors import BrowseError, ImagefsError, TargetError, UsageError
-from imagefs.interfaces import (
-    Entry,
-    EntryType,
-    FileSystem,
-    Finding,
-    NoProgress,
-    Progress,
-    Reader,
-    State,
-)
+from imagefs.interfaces import Entry, EntryType, FileSystem, NoProgress, Progress
 
-#: Bytes read at once, and the grain in which zeros become holes.
-_PIECE, _GRAIN = 1 << 20, 64 << 10
-_ZEROS = bytes(_GRAIN)
 #: Each level keeps a folder open.
 _MAX_DEPTH = 400
+#: The mode of a folder that is being filled.
+_FILLING = 0o700
 _IN_IMAGE = re.compile(rb"/p\d+(/.*)?", re.DOTALL)
-
-
-@dataclass(frozen=True, slots=True)
-class ExtractOptions:
-    """``owners`` restores owners, setuid, setgid and sticky bits, devices and pipes; it needs root."""
-
-    overwrite: bool = False
-    owners: bool = False
-
-
-@dataclass(slots=True)
-class ExtractReport:
-    """What was made, and a finding for each thing that was not."""
-
-    files: int = 0
-    directories: int = 0
-    symlinks: int = 0
-    nodes: int = 0
-    bytes: int = 0
-    findings: list[Finding] = field(default_factory=list)
 
 
 def plan_targets(paths: Sequence[bytes], dest: bytes, *, is_dir: bool) -> list[bytes]:
@@ -98,56 +71,74 @@ def extract(
     *,
     options: ExtractOptions | None = None,
     progress: Progress | None = None,
+    manifest: Manifest | None = None,
+    report: ExtractReport | None = None,
+    count_first: bool = False,
 ) -> ExtractReport:
     """Write each entry, with everything below it, to its path on this machine.
 
     The folder of each path must exist. TargetError when the target cannot take what is to be
-    written; what is wrong with single files goes into the report's findings.
+    written; what is wrong with single files goes into the report's findings (``report``: one to go on with).
+    ``count_first`` lists the trees once before, so that progress knows the whole.
     """
-    run = _Run(fs, options or ExtractOptions(), progress or NoProgress())
-    run.progress.start(
-        "extract", sum(entry.size for entry, _ in jobs if entry.type is EntryType.FILE) or None
-    )
-    for entry, path in jobs:
-        head, name = os.path.split(path)
-        folder = Folder.open(head)
-        try:
-            run.tree(entry, folder, name)
-        finally:
-            folder.close()
+    options, progress = options or ExtractOptions(), progress or NoProgress()
+    run = _Run(fs, options, progress, manifest, report or ExtractReport())
+    progress.start("extract", _total(fs, [entry for entry, _ in jobs], count_first))
+    with ExitStack() as stack:
+        folders: dict[bytes, Folder] = {}
+        for entry, path in jobs:
+            head, name = os.path.split(path)
+            if head not in folders:
+                folder = Folder.open(head, windows=options.windows_names, stale=options.resume)
+                folders[head] = stack.enter_context(closing(folder))
+            run.tree(entry, folders[head], name)
     return run.report
+
+
+def _total(fs: FileSystem, entries: list[Entry], count_first: bool) -> int | None:
+    if count_first:
+        return bytes_below(fs, entries)
+    return sum(entry.size for entry in entries if entry.type is EntryType.FILE) or None
 
 
 @dataclass(slots=True)
 class _Level:
-    """A directory being filled."""
+    """A directory being filled; ``ours``: its mode and times are to be those of the image."""
 
     entry: Entry
     folder: Folder
+    spot: Spot
     children: Iterator[Entry]
-    fresh: bool
+    ours: bool
 
 
 class _Run:
     """One extraction: its options, and its report as it grows."""
 
-    def __init__(self, fs: FileSystem, options: ExtractOptions, progress: Progress) -> None:
+    def __init__(
+        self,
+        fs: FileSystem,
+        options: ExtractOptions,
+        progress: Progress,
+        manifest: Manifest | None,
+        report: ExtractReport,
+    ) -> None:
         self._fs = fs
         self._options = options
-        self.progress = progress
-        self.report = ExtractReport()
+        self.report = report
+        self._files = FileWriter(fs, options, self.report, progress, manifest)
 
     def tree(self, entry: Entry, folder: Folder, name: bytes) -> None:
         """``entry`` as ``name`` in ``folder``, and everything below it."""
         trail = Trail(_MAX_DEPTH)
         levels: list[_Level] = []
         try:
-            self._one(entry, folder, name, levels, trail)
+            self._one(entry, folder, name, Spot(folder), levels, trail)
             while levels:
                 level = levels[-1]
                 child = next(level.children, None)
                 if child is not None:
-                    self._one(child, level.folder, child.name, levels, trail)
+                    self._one(child, level.folder, child.name, level.spot, levels, trail)
                     continue
                 self._finish(levels.pop())
                 trail.leave()
@@ -155,85 +146,64 @@ class _Run:
             for level in reversed(levels):
                 level.folder.close()
 
-    def _one(self, entry: Entry, folder: Folder, name: bytes, levels: list[_Level], trail: Trail) -> None:
+    def _one(
+        self, entry: Entry, folder: Folder, name: bytes, spot: Spot, levels: list[_Level], trail: Trail
+    ) -> None:
         try:
+            made = folder.choose(name, entry.inode)
             match entry.type:
-                case EntryType.DIRECTORY:
-                    levels.append(self._directory(entry, folder, name, trail))
                 case EntryType.FILE:
-                    self._file(entry, folder, name)
+                    self._files.file(entry, folder, made, spot)
+                case EntryType.DIRECTORY:
+                    levels.append(self._directory(entry, folder, made, spot.below(made), trail))
+                    self._files.streams(entry, folder, made)
                 case EntryType.SYMLINK:
-                    self._symlink(entry, folder, name)
+                    self._symlink(entry, folder, made)
                 case EntryType.DEVICE | EntryType.FIFO if self._options.owners:
-                    self._node(entry, folder, name)
+                    self._node(entry, folder, made)
                 case _:
                     hint = "; --owners restores it" if entry.type in ("device", "fifo") else ""
-                    self._left_out(entry, "left-out", f"'{_shown(entry)}' is a {entry.type}{hint}")
+                    self.report.tell(entry, "left-out", f"'{shown(entry)}' is a {entry.type}{hint}")
+                    return
+            self._files.tell_renamed(entry, name, made)
         except TargetError:
             raise
         except Refused as refused:
-            self._left_out(entry, refused.code, f"'{_shown(entry)}' is left out: {refused.message}")
+            self.report.left_out(entry, refused.code, refused.message)
         except ImagefsError as error:
-            self._left_out(entry, error.code, f"'{_shown(entry)}' is left out: {error.message}")
+            self.report.left_out(entry, error.code, error.message)
 
-    def _directory(self, entry: Entry, folder: Folder, name: bytes, trail: Trail) -> _Level:
+    def _directory(self, entry: Entry, folder: Folder, name: bytes, spot: Spot, trail: Trail) -> _Level:
         trail.enter(entry)
         try:
-            made, fresh = folder.subfolder(name)
+            made = folder.subfolder(name)
         except BaseException:
             trail.leave()
             raise
-        self.report.directories += fresh
-        return _Level(entry, made, fs_children(self._fs, entry, self._damaged(entry)), fresh)
+        self.report.directories += made.fresh
+        ours = made.fresh or (self._options.resume and _begun_before(entry, made))
+        return _Level(entry, made, spot, fs_children(self._fs, entry, self._damaged(entry)), ours)
 
     def _finish(self, level: _Level) -> None:
         """Mode and times of a directory come last: filling it changes its time and needs its mode."""
         try:
-            if level.fresh:
-                self._dress(level.entry, level.folder.fd)
+            if level.ours:
+                self._files.dresser.file(level.entry, level.folder.fd)
         except OSError as error:
-            self._left_out(level.entry, "attributes", f"'{_shown(level.entry)}': {error.strerror}", "warning")
+            message = f"'{shown(level.entry)}': {error.strerror}"
+            self.report.tell(level.entry, "attributes", message, "warning")
         finally:
             level.folder.close()
 
-    def _file(self, entry: Entry, folder: Folder, name: bytes) -> None:
-        folder.check_free(name, overwrite=self._options.overwrite)
-        reader = self._fs.open(entry)
-        try:
-            runs, unread = _plan(reader)
-            _check_room(entry, reader, folder, sum(length for _, length in runs))
-            with folder.new_file(name, overwrite=self._options.overwrite) as fd:
-                for offset, length in runs:
-                    self._copy(reader, fd, offset, length)
-                os.ftruncate(fd, reader.size)
-                self._dress(entry, fd)
-        finally:
-            reader.close()
-        self.report.files += 1
-        self.report.bytes += reader.size
-        for offset, length in unread:
-            message = f"{length} bytes of '{_shown(entry)}' from byte {offset} were not read from the source"
-            self._left_out(entry, "unreadable", f"{message} and are zeros", "warning", offset, length)
-
-    def _copy(self, reader: Reader, fd: int, offset: int, length: int) -> None:
-        end = offset + length
-        while offset < end:
-            data = memoryview(reader.read_at(offset, min(_PIECE, end - offset)))
-            for at in range(0, len(data), _GRAIN):
-                grain = data[at : at + _GRAIN]
-                if grain != _ZEROS[: len(grain)]:
-                    _write_all(fd, grain, offset + at)
-            offset += len(data)
-            self.progress.advance(len(data))
-
     def _symlink(self, entry: Entry, folder: Folder, name: bytes) -> None:
         target = self._fs.readlink(entry)
-        with folder.new_node(name, overwrite=self._options.overwrite) as beside:
-            os.symlink(target, beside, dir_fd=folder.fd)
-            if self._options.owners:
-                os.chown(beside, entry.uid, entry.gid, dir_fd=folder.fd, follow_symlinks=False)
-            if entry.mtime_ns is not None:
-                os.utime(beside, ns=_times(entry), dir_fd=folder.fd, follow_symlinks=False)
+        if self._options.resume and _link_there(folder, name, target):
+            folder.claim(name)
+            self.report.kept += 1
+        else:
+            with folder.new_node(name, overwrite=self._options.overwrite) as beside:
+                os.symlink(target, beside, dir_fd=folder.fd)
+                self._files.dresser.node(entry, folder, beside)
         self.report.symlinks += 1
 
     def _node(self, entry: Entry, folder: Folder, name: bytes) -> None:
@@ -244,89 +214,37 @@ class _Run:
                 raise BrowseError("its device numbers are not known")
             kind = stat.S_IFBLK if "block" in entry.flags else stat.S_IFCHR
             device = os.makedev(*entry.rdev)
-        with folder.new_node(name, overwrite=self._options.overwrite) as beside:
-            os.mknod(beside, kind | 0o600, device, dir_fd=folder.fd)
-            os.chown(beside, entry.uid, entry.gid, dir_fd=folder.fd, follow_symlinks=False)
-            os.chmod(beside, entry.mode, dir_fd=folder.fd)
-            if entry.mtime_ns is not None:
-                os.utime(beside, ns=_times(entry), dir_fd=folder.fd, follow_symlinks=False)
+        there = folder.status(name) if self._options.resume else None
+        if there is not None and (stat.S_IFMT(there.st_mode), there.st_rdev) == (kind, device):
+            folder.claim(name)
+            self.report.kept += 1
+        else:
+            with folder.new_node(name, overwrite=self._options.overwrite) as beside:
+                os.mknod(beside, kind | 0o600, device, dir_fd=folder.fd)
+                self._files.dresser.node(entry, folder, beside, mode=entry.mode)
         self.report.nodes += 1
-
-    def _dress(self, entry: Entry, fd: int) -> None:
-        """Owner, mode and times, in this order: changing the owner clears setuid. A setuid bit is
-        never given to a file whose owner could not be restored."""
-        bits = 0o7777 if self._options.owners and self._own(entry, fd) else 0o777
-        os.fchmod(fd, entry.mode & bits)
-        if entry.mtime_ns is not None:
-            os.utime(fd, ns=_times(entry))
-
-    def _own(self, entry: Entry, fd: int) -> bool:
-        try:
-            os.fchown(fd, entry.uid, entry.gid)
-        except OSError as error:
-            message = f"the owner of '{_shown(entry)}' cannot be restored: {error.strerror}"
-            self._left_out(entry, "owner", message, "warning")
-            return False
-        return True
 
     def _damaged(self, entry: Entry) -> OnError:
         def note(error: ImagefsError) -> None:
-            self._left_out(entry, error.code, f"'{_shown(entry)}' cannot be read wholly: {error.message}")
+            message = f"'{shown(entry)}' cannot be read wholly: {error.message}"
+            self.report.tell(entry, error.code, message)
 
         return note
 
-    def _left_out(
-        self,
-        entry: Entry,
-        code: str,
-        message: str,
-        severity: str = "error",
-        offset: int | None = None,
-        length: int | None = None,
-    ) -> None:
-        files = (_shown(entry),)
-        self.report.findings.append(
-            Finding(severity, code, message, offset=offset, length=length, files=files)
-        )
+
+def _begun_before(entry: Entry, made: Folder) -> bool:
+    """Whether a folder that is there looks like one that an earlier run made for ``entry``: still being
+    filled, or as it was when that run was done with it."""
+    there = os.fstat(made.fd)
+    mode = stat.S_IMODE(there.st_mode)
+    if mode == _FILLING:
+        return True
+    timed = entry.mtime_ns is not None and same_time(there.st_mtime_ns, entry.mtime_ns)
+    return timed and mode & 0o777 == entry.mode & 0o777
 
 
-def _plan(reader: Reader) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
-    """The ranges (offset, length) to copy, and those that the image does not have."""
-    stored, unread = [], []
-    for extent in extents_of(reader, 0, reader.size):
-        if extent.state is State.STORED:
-            stored.append((extent.offset, extent.length))
-        elif extent.state in (State.UNREADABLE, State.SKIPPED):
-            unread.append((extent.offset, extent.length))
-    return stored, unread
-
-
-def _check_room(entry: Entry, reader: Reader, folder: Folder, needed: int) -> None:
-    """TargetError when a file does not fit. A damaged size is the file's fault, not the target's: the
-    last byte of a real file can be read."""
-    free = folder.free_bytes()
-    if needed <= free:
-        return
-    reader.read_at(reader.size - 1, 1)
-    raise TargetError(
-        f"'{_shown(entry)}' needs {needed} bytes, and '{folder.shown}' has {free} free",
-        hint="make room there, or choose another folder",
-        needed=needed,
-        free=free,
-    )
-
-
-def _write_all(fd: int, data: memoryview, offset: int) -> None:
-    while data:
-        written = os.pwrite(fd, data, offset)
-        data, offset = data[written:], offset + written
-
-
-def _times(entry: Entry) -> tuple[int, int]:
-    """Access and modification time; only for an entry whose ``mtime_ns`` is known."""
-    modified = entry.mtime_ns or 0
-    return (modified if entry.atime_ns is None else entry.atime_ns), modified
-
-
-def _shown(entry: Entry) -> str:
-    return printable(entry.path)
+def _link_there(folder: Folder, name: bytes, target: bytes) -> bool:
+    try:
+        return os.readlink(name, dir_fd=folder.fd) == target
+    except OSError:
+        return False

@@ -54,6 +54,10 @@ class Console:
     def on_terminal(self) -> bool:
         return sys.stdout.isatty()
 
+    @property
+    def shows_progress(self) -> bool:
+        return self.json_mode or sys.stderr.isatty()
+
     def line(self, text: str = "") -> None:
         """A line of text for people; nothing with ``--json``."""
         if not self.json_mode:
