@@ -91,6 +91,7 @@ class ExtNames:
         self._block_size = block_size
         self._pieces = pieces
         self.size = sum(piece.length for piece in self._pieces if piece.source is not None)
+        self.content = content
 
     def blocks(self, damage: Damage) -> Iterator[tuple[int, list[Name]]]:
         for piece in self._pieces:
@@ -155,6 +156,7 @@ class NtfsNames:
         self._used = used
         self._block_size = struct.unpack_from("<I", root, 8)[0] if len(root) >= 32 else 0
         self.size = allocation.size
+        self.content = allocation
 
     def blocks(self, damage: Damage) -> Iterator[tuple[int, list[Name]]]:
         if len(self._root) < 32:

@@ -14,15 +14,18 @@ _HEAD = struct.Struct("<cI")
 MAX_MESSAGE = 64 << 20
 #: The longest read of the volume that is asked for at once.
 MAX_READ = 4 << 20
+#: So many small ranges are asked for at once.
+MAX_RANGES = 40
 #: The exit code of a worker that says: more memory was needed than there may be.
 NO_MEMORY = 12
 _BUFFER = 256 << 10
 
 #: From the asking side: a method with its arguments; the bytes, extents or error that were asked for.
 CALL, BYTES, EXTENTS, FAILED = b"c", b"b", b"x", b"f"
-#: From the worker: a read, a question for extents; the answer, as a value, a portion of a listing or bytes; an
-#: error.
-READ, ASK_EXTENTS, ANSWER, PORTION, CONTENT, ERROR = b"r", b"e", b"a", b"p", b"d", b"!"
+#: From the worker: a read, many small ones, a question for extents.
+READ, READ_MANY, ASK_EXTENTS = b"r", b"m", b"e"
+#: Its answer, as a value, a portion of a listing or bytes; an error.
+ANSWER, PORTION, CONTENT, ERROR = b"a", b"p", b"d", b"!"
 
 
 class ChannelClosed(Exception):

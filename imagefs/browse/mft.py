@@ -16,7 +16,7 @@ from imagefs.errors import ImagefsError
 from imagefs.interfaces import Reader
 
 _SECTOR = 512
-_PIECE, _PIECES = 32 << 10, 64
+_PIECE, _PIECES = 32 << 10, 256
 _RECORD_SIZES = (512, 1024, 2048, 4096)
 _IN_USE, _IS_DIRECTORY = 1, 2
 _INFORMATION, _LIST, _NAME, _DATA, _ROOT, _ALLOCATION, _BITMAP = 16, 32, 48, 128, 144, 160, 176

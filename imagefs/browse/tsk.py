@@ -7,7 +7,7 @@ they come and never import it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import UTC, tzinfo
 from typing import Any
 
@@ -224,6 +224,10 @@ class TskFileSystem:
 
     def names(self, entry: Entry, /) -> Iterator[Entry | Named]:
         return self._listings.kept(entry) or self._directories.names(entry)
+
+    def soon(self, folders: Iterable[Entry], /) -> list[tuple[int, int]]:
+        """These will be listed next: (offset, length) of what will be read of the volume then."""
+        return self._directories.soon(folders)
 
     def open(self, entry: Entry, /) -> Reader:
         return self._contents.open(entry)

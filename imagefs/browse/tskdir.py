@@ -30,6 +30,8 @@ _BATCH = 128
 #: many names are kept, at 12 bytes each. Names after so many are not told apart from those before.
 _BIG, _MAX_INDEXED = 1 << 20, 96 << 20
 _KEPT_NAMES, _MAX_SEEN = 4_000_000, 1 << 20
+#: Folders up to this size are worth reading before they are listed.
+_SOON, _MOST_SOON = 64 << 10, 200
 #: From this size on TSK's quadratic listing is worse than our own.
 _QUADRATIC = 256 << 10
 #: Types that a directory tells for sure and whose entries need no look of their own.
@@ -48,6 +50,7 @@ class Directories:
         self._facts = facts
         self._maker = maker
         self._key = fold if facts.kind in FOLDED_KINDS else bytes
+        self._soon: dict[str, Names] = {}
         self._indexes = BlockCache[str, NameIndex](_KEPT_NAMES, len)
 
     def scan(self, directory: Entry) -> Iterator[Entry]:
@@ -249,8 +252,27 @@ class Directories:
             return int(meta.size) == 0
         return kind == "exfat" and name in EXFAT_SYSTEM and not int(meta.mtime)
 
+    def soon(self, folders: Iterable[Entry]) -> list[tuple[int, int]]:
+        """Where the names of small folders lie; the folders will be listed next."""
+        ranges: list[tuple[int, int]] = []
+        if len(self._soon) > _MOST_SOON:
+            self._soon.clear()
+        for folder in folders:
+            with suppress(ImagefsError):
+                names = self._names_of(folder)
+                if names is None or names.size > _SOON:
+                    continue
+                self._soon[folder.inode] = names
+                content = getattr(names, "content", None)
+                pieces = content.pieces if isinstance(content, MappedReader) else []
+                ranges += [(each.source, each.length) for each in pieces if each.source is not None]
+        return ranges
+
     def _names_of(self, directory: Entry) -> Names | None:
         """The names of a directory of ext or NTFS; None where TSK has to list it."""
+        known = self._soon.pop(directory.inode, None)
+        if known is not None:
+            return known
         if self._facts.ext is not None:
             return self._ext_names(directory)
         return self._ntfs_names(directory) if self._facts.kind == "ntfs" else None

@@ -15,6 +15,7 @@ import time
 import traceback
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from datetime import timedelta, timezone
 from itertools import islice
 from typing import Any
@@ -84,9 +85,25 @@ class _ChannelReader:
     def __init__(self, channel: Channel, size: int) -> None:
         self.size = size
         self._channel = channel
+        self._fetched: dict[tuple[int, int], bytes] = {}
+
+    def fetch(self, ranges: list[tuple[int, int]]) -> None:
+        """Read many small ranges in one message, for reads that come soon. What fails is read again then."""
+        wanted = [(at, length) for at, length in ranges if 0 <= at < self.size - length][: ch.MAX_RANGES]
+        if len(self._fetched) > 200:
+            self._fetched.clear()
+        with suppress(ImagefsError):
+            self._channel.send(ch.READ_MANY, b"".join([_RANGE.pack(*each) for each in wanted]))
+            letter, body = self._channel.receive()
+            at = 0
+            for start, length in wanted if letter == ch.BYTES else ():
+                self._fetched[start, length] = body[at : at + length]
+                at += length
 
     def read_at(self, offset: int, length: int, /) -> bytes:
         count = clamp(self.size, offset, length)
+        if (offset, count) in self._fetched:
+            return self._fetched.pop((offset, count))
         if count <= ch.MAX_READ:
             return self._fetch(offset, count)
         ends = range(offset, offset + count, ch.MAX_READ)
@@ -223,13 +240,24 @@ class _Server:
         folders = self._ahead(entries, method, ahead, until) if ahead else []
         return pack_portion((None, None, folders), entries)
 
+    def _fetch(self, folders: list[Entry]) -> None:
+        """Read in one go what will be read when these are listed, where the file system can tell."""
+        soon = getattr(self._fs, "soon", None)
+        if soon is not None and isinstance(self._reader, _ChannelReader):
+            self._reader.fetch(soon(folders))
+
     def _ahead(
         self, entries: list[Entry | Named], method: str, ahead: Sequence[Entry], until: float
     ) -> list[list[object]]:
         """Append the listings of further folders; [address, path, number of entries] of each."""
         stack = [*reversed(ahead), *reversed(folders_of(entries))]
         folders: list[list[object]] = []
+        ready: set[int] = set()
         while stack and len(entries) < _PORTION and time.monotonic() < until:
+            if id(stack[-1]) not in ready:
+                coming = [each for each in stack[: -ch.MAX_RANGES - 1 : -1] if id(each) not in ready]
+                ready.update(map(id, coming))
+                self._fetch(coming)
             folder = stack.pop()
             try:
                 listed = list(islice(getattr(self._fs, method)(folder), _PORTION + 1))

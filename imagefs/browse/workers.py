@@ -26,6 +26,8 @@ from imagefs.interfaces import Extent, Reader
 
 _RANGE = struct.Struct("<QQ")
 _MAX_EXTENTS = 1000
+#: The longest of many reads at once.
+_SMALL = 64 << 10
 _START = (
     "import sys; sys.path[:] = {path!r}; "
     "from imagefs.browse.worker import main; main({descriptor}, {memory}, {seconds})"
@@ -82,7 +84,7 @@ class Worker:
         left, since = self._limits.whole, time.monotonic()
         while True:
             letter, body = self._channel.receive()
-            if letter not in (ch.READ, ch.ASK_EXTENTS):
+            if letter not in (ch.READ, ch.READ_MANY, ch.ASK_EXTENTS):
                 return letter, body
             left -= time.monotonic() - since
             if left < 0:
@@ -93,10 +95,18 @@ class Worker:
             self._channel.send(*reply)
 
     def _served(self, letter: bytes, body: bytes) -> tuple[bytes, bytes]:
-        if len(body) != _RANGE.size:
+        many = letter == ch.READ_MANY
+        if (
+            (len(body) % _RANGE.size or len(body) > ch.MAX_RANGES * _RANGE.size)
+            if many
+            else len(body) != _RANGE.size
+        ):
             raise ch.ChannelClosed("a request that cannot be")
-        offset, length = _RANGE.unpack(body)
         try:
+            if many:
+                ranges = _RANGE.iter_unpack(body)
+                return ch.BYTES, b"".join([self._reader.read_at(at, min(n, _SMALL)) for at, n in ranges])
+            offset, length = _RANGE.unpack(body)
             if letter == ch.READ:
                 return ch.BYTES, self._reader.read_at(offset, min(length, ch.MAX_READ))
             found = islice(extents_of(self._reader, offset, length), _MAX_EXTENTS)
