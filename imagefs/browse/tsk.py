@@ -251,6 +251,8 @@ class TskFileSystem:
         raise PathNotFound(f"there is no stream '{shown}'", path=entry.path + b":" + name)
 
     def xattrs(self, entry: Entry, /) -> dict[bytes, bytes]:
+        if self.kind == "hfs" and "unreadable" not in entry.flags:
+            return self._contents.mac_xattrs(entry)
         if self._facts.xattrs is None or "unreadable" in entry.flags:
             return {}
         self._handle.check_open()

@@ -19,7 +19,7 @@ from imagefs.browse.tskhandle import Facts, Handle
 from imagefs.errors import BrowseError
 from imagefs.interfaces import METADATA, Entry, EntryType, Place, Reader
 
-_MAX_LINK = 64 << 10
+_MAX_LINK = _MAX_ATTRIBUTE = 64 << 10
 
 
 class Contents:
@@ -79,6 +79,16 @@ class Contents:
         with self._handle.hold(f"'{printable(entry.path)}'") as info:
             found = tskentry.streams_of(info.open_meta(inode=tskentry.address(entry.inode)))
         return tskentry.named_streams(self._facts.kind, found)
+
+    def mac_xattrs(self, entry: Entry) -> dict[bytes, bytes]:
+        """The extended attributes of HFS+, named as Linux does: those of macOS begin with ``osx.``."""
+        out: dict[bytes, bytes] = {}
+        with self._handle.hold(f"'{printable(entry.path)}'") as info:
+            file = info.open_meta(inode=tskentry.address(entry.inode))
+            for each in tskentry.streams_of(file):
+                if each.type == tskentry.HFS_ATTRIBUTE and 0 < each.size <= _MAX_ATTRIBUTE:
+                    out[b"osx." + each.name] = bytes(file.read_random(0, each.size, each.type, each.id))
+        return out
 
     def _named_stream(self, entry: Entry, streams: list[tskentry.Stream]) -> tskentry.Stream | None:
         """The stream that the address of an entry names, where that is not the content of a file."""

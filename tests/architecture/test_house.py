@@ -15,6 +15,7 @@ from tests.architecture.sources import ROOT, Source, sources
 FOREIGN = {
     "mfusepy": ("mounter/binding.py",),
     "fuse": ("mounter/binding.py",),
+    "pyfwnt": ("imagefs/browse/fwnt.py",),
     "pytsk3": ("imagefs/browse/tsk.py",),
     "pyfatfs": ("imagefs/browse/fat.py", "fixtures/fat.py"),
     "fs": (),

@@ -13,7 +13,7 @@ from imagefs.browse import open_filesystem
 from imagefs.browse.content import Piece
 from imagefs.browse.lznt1 import CompressedReader, blocks
 from imagefs.errors import BrowseError, PathNotFound
-from imagefs.interfaces import EntryType, FileSystem, HasStreams, State
+from imagefs.interfaces import EntryType, FileSystem, HasStreams, HasXattrs, State
 from tests.browse.disks import FileReader, add_attribute, icat, make_ntfs, pattern
 from tests.browse.test_tsk_ntfs import UTILITY_STREAM, compress, number_of
 from tests.browse.windows import ntfs3g
@@ -161,6 +161,33 @@ def test_the_resource_fork_of_a_mac_is_a_stream() -> None:
     theirs = icat(path, f"{entry.inode}-4353-1")
     check_reader(content, theirs, rounds=20)
     assert fs.streams(fs.lookup(b"/a_directory/a_file")) == []  # type: ignore[attr-defined]
+
+
+def test_extended_attributes_of_a_mac_are_named_as_linux_does() -> None:
+    path = corpus_file("dfvfs/test_data/hfsplus.raw")
+    fs = open_filesystem(FileReader(path))
+    assert isinstance(fs, HasXattrs)
+    found = fs.xattrs(fs.lookup(b"/a_directory/a_file"))
+    assert found == {b"osx.myxattr": icat(path, "19-4354-2")}
+    assert len(found[b"osx.myxattr"]) == 21
+    assert fs.xattrs(fs.lookup(b"/a_directory/another_file")) == {}
+
+
+@root_only
+def test_a_file_encrypted_by_windows_is_refused(tmp_path: Path) -> None:
+    """ntfs-3g writes such files raw, as a backup program would: keys and ciphertext are of no matter here."""
+    path = make_ntfs(tmp_path / "ntfs", {}, tmp_path, size=24 << 20)
+    with ntfs3g(path, tmp_path / "mnt", "efs_raw") as mounted:
+        for name, size in (("small", 300), ("large", 100_000)):
+            padding = -size % 512
+            (mounted / name).write_bytes(bytes(size + padding) + padding.to_bytes(2, "little"))
+            keys = (600).to_bytes(4, "little") + bytes(596)
+            os.setxattr(mounted / name, "system.ntfs_efsinfo", keys)
+    fs = open_filesystem(FileReader(path))
+    for name in (b"/small", b"/large"):
+        assert "encrypted" in fs.lookup(name).flags
+        with pytest.raises(BrowseError, match="EFS"):
+            fs.open(fs.lookup(name))
 
 
 def test_an_encrypted_file_keeps_its_streams_to_itself(tmp_path: Path) -> None:
