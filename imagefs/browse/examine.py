@@ -52,7 +52,6 @@ def pieces(
     ``progress`` hears what was read. Raises BrowseError where bytes are not in the image: they would read
     as zeros.
     """
-    zeros = bytes(PIECE)
     for extent in extents_of(content, 0, content.size):
         lost = _LOST.get(extent.state)
         if lost:
@@ -60,7 +59,7 @@ def pieces(
         if extent.state is State.ZERO:
             left = extent.length if max_hole is None else min(extent.length, max_hole)
             while left:
-                yield zeros[:left]
+                yield bytes(min(left, PIECE))
                 left -= min(left, PIECE)
             continue
         end = extent.offset + extent.length

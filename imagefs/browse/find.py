@@ -82,6 +82,7 @@ def find(
         tests.append(lambda entry: all(span.holds(getattr(entry, field)) for field, span in times))
     if path is not None:
         tests.append(lambda entry: path(entry.path))
+    streams = fs if isinstance(fs, HasStreams) else None  # asked once: it takes Python 20 µs
     entries = deleted_below(fs, start, onerror) if deleted else _live(fs, start, onerror)
     for entry in entries:
         if not _passes(tests, entry, onerror):
@@ -89,7 +90,7 @@ def find(
         if content is None:
             yield entry
             continue
-        for part, reader in _contents(fs, entry, sizes, onerror):
+        for part, reader in _contents(fs, streams, entry, sizes, onerror):
             try:
                 if content.matches(reader, printable(part.path), progress or NoProgress()):
                     yield part
@@ -134,14 +135,14 @@ def _fits(sizes: Sequence[Range], entry: Entry) -> bool:
 
 
 def _contents(
-    fs: FileSystem, entry: Entry, sizes: Sequence[Range], onerror: OnError
+    fs: FileSystem, streams: HasStreams | None, entry: Entry, sizes: Sequence[Range], onerror: OnError
 ) -> Iterator[tuple[Entry, Reader]]:
     """The content of an entry and its named streams, as far as their sizes fit, each opened and closed."""
     parts: list[tuple[Entry, Callable[[], Reader]]] = []
     if entry.type is EntryType.FILE:
         parts.append((entry, lambda: fs.open(entry)))
-    if isinstance(fs, HasStreams) and entry.type in _WITH_STREAMS:
-        parts += _streams(fs, entry, onerror)
+    if streams is not None and entry.type in _WITH_STREAMS:
+        parts += _streams(streams, entry, onerror)
     for part, opened in parts:
         if not _fits(sizes, part):
             continue

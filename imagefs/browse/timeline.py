@@ -16,6 +16,7 @@ import stat
 from array import array
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -58,14 +59,17 @@ def lines(fs: FileSystem, start: Entry, *, onerror: OnError) -> Iterator[Line]:
 
     ``onerror`` hears what cannot be read.
     """
-    for entry in walk(fs, start, onerror=onerror) if start.type is EntryType.DIRECTORY else [start]:
-        yield from _lines(fs, entry, onerror)
-    if isinstance(fs, KeepsDeleted):
-        for entry in deleted_below(fs, start, onerror):
-            yield from _lines(fs, entry, onerror)
+    names = fs if isinstance(fs, HasNameTimes) else None  # asked once: each takes Python 20 µs
+    streams = fs if isinstance(fs, HasStreams) else None
+    gone = deleted_below(fs, start, onerror) if isinstance(fs, KeepsDeleted) else ()
+    live = walk(fs, start, onerror=onerror) if start.type is EntryType.DIRECTORY else [start]
+    for entry in chain(live, gone):
+        yield from _lines(fs, names, streams, entry, onerror)
 
 
-def _lines(fs: FileSystem, entry: Entry, onerror: OnError) -> Iterator[Line]:
+def _lines(
+    fs: FileSystem, names: HasNameTimes | None, streams: HasStreams | None, entry: Entry, onerror: OnError
+) -> Iterator[Line]:
     target = b""
     try:
         if entry.type is EntryType.SYMLINK:
@@ -74,10 +78,10 @@ def _lines(fs: FileSystem, entry: Entry, onerror: OnError) -> Iterator[Line]:
         onerror(error)
     yield Line(entry, target=target)
     try:
-        if isinstance(fs, HasNameTimes):
-            yield from _names(fs, entry)
-        if isinstance(fs, HasStreams) and entry.type in (EntryType.FILE, EntryType.DIRECTORY):
-            for stream in fs.streams(entry):
+        if names is not None:
+            yield from _names(names, entry)
+        if streams is not None and entry.type in (EntryType.FILE, EntryType.DIRECTORY):
+            for stream in streams.streams(entry):
                 path = entry.path + b":" + stream.name
                 yield Line(entry._replace(path=path, size=stream.size, type=EntryType.FILE))
     except ImagefsError as error:

@@ -5,10 +5,8 @@ from __future__ import annotations
 
 import re
 import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta, tzinfo
 from types import FrameType
 
@@ -69,35 +67,36 @@ def path_pattern(text: str, *, ignore_case: bool) -> Callable[[bytes], bool]:
     except (re.error, RecursionError, OverflowError) as error:
         raise UsageError(f"{text!r} is not a regular expression: {error}") from error
 
+    patience = _Patience(text)
+
     def test(path: bytes) -> bool:
-        shown = path.decode("utf-8", "surrogateescape")
-        with _patience(text, path):
-            return match(shown) is not None
+        with patience:
+            patience.path = path
+            return match(path.decode("utf-8", "surrogateescape")) is not None
 
     return test
 
 
-@contextmanager
-def _patience(pattern: str, path: bytes) -> Iterator[None]:
+class _Patience:
     """Python's ``re`` tries everything that a pattern allows, and names come from the disk: ``(a+)+b`` on
     thirty times ``a`` takes minutes. After a second of CPU time a signal ends it, which ``re`` looks out for;
     only the main thread has signals, and the command line is all in it."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
 
-    def stop(_number: int, _frame: FrameType | None) -> None:
-        raise BrowseError(
-            f"{pattern!r} takes too long on the path '{path.decode('utf-8', 'backslashreplace')}'", path=path
-        )
+    path = b""
 
-    before = signal.signal(signal.SIGVTALRM, stop)
-    signal.setitimer(signal.ITIMER_VIRTUAL, PATIENCE_SECONDS)
-    try:
-        yield
-    finally:
+    def __init__(self, pattern: str) -> None:
+        self._pattern = pattern
+
+    def __enter__(self) -> None:
+        signal.signal(signal.SIGVTALRM, self._stop)
+        signal.setitimer(signal.ITIMER_VIRTUAL, PATIENCE_SECONDS)
+
+    def __exit__(self, *_: object) -> None:
         signal.setitimer(signal.ITIMER_VIRTUAL, 0)
-        signal.signal(signal.SIGVTALRM, before)
+
+    def _stop(self, _number: int, _frame: FrameType | None) -> None:
+        shown = self.path.decode("utf-8", "backslashreplace")
+        raise BrowseError(f"{self._pattern!r} takes too long on the path '{shown}'", path=self.path)
 
 
 def needle_of_text(text: bytes) -> tuple[bytes, ...]:
