@@ -119,6 +119,10 @@ class VirtualDisk:
         if not count:
             return
         end = offset + count
+        only = self._finder.find(offset >> self._shift)
+        if end <= (only.first + only.count) << self._shift:  # as for nearly every file
+            yield Extent(only.state, offset, count)
+            return
         held: Extent | None = None
         for run in self.runs(offset >> self._shift, ((end - 1) >> self._shift) + 1):
             start = max(offset, run.first << self._shift)
