@@ -187,11 +187,11 @@ def _object(number: int, fields: list[Any]) -> Any:
 def _pack_one(entry: Entry) -> bytes:
     """One entry: what is asked about with every request."""
     path, kind, size, inode, mode, uid, gid, nlink, *times, deleted, rdev, flags = entry
-    numbers = [_NONE if each is None else each for each in times]
+    numbers = [size, mode, uid, gid, nlink, *(_NONE if each is None else each for each in times)]
     if deleted or rdev or flags or max(numbers) > _MOST or min(numbers) < _NONE:
         return b"c" + pack_entries([entry])
     address = inode.encode("utf-8", "surrogatepass")
-    head = _ONE.pack(_NUMBER_OF[kind], size, mode, uid, gid, nlink, *numbers, len(address))
+    head = _ONE.pack(_NUMBER_OF[kind], *numbers, len(address))
     return b"1" + head + address + path
 
 

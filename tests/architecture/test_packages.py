@@ -16,7 +16,7 @@ CALLS = {"need_tool", "run_tool", "tool_text"}
 UNTRUE = {"tests/fixtures/test_oracles.py", "tests/fixtures/test_parts.py", "tests/fixtures/test_build.py"}
 
 #: On every Debian and Ubuntu, the smallest container included.
-ESSENTIAL = {"coreutils", "dash", "diffutils", "findutils", "mount", "tar", "util-linux"}
+ESSENTIAL = {"coreutils", "dash", "diffutils", "findutils", "grep", "mount", "tar", "util-linux"}
 OF_ESSENTIAL = {
     "cat",
     "chmod",
@@ -31,6 +31,8 @@ OF_ESSENTIAL = {
     "tar",
     "true",
     "find",
+    "env",
+    "grep",
 }
 
 
