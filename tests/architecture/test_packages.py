@@ -23,6 +23,7 @@ OF_ESSENTIAL = {
     "cp",
     "dd",
     "diff",
+    "env",
     "ls",
     "mount",
     "sh",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import io
 import json
 import os
 import re
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from imagefs.cli import console
 from tests.cli.conftest import Cli
 from tests.support.images import noise
 from tests.support.oracles import failing_disk
@@ -78,3 +80,23 @@ def test_the_estimate_is_told_where_nobody_watches_too(cli: Cli, tmp_path: Path)
     made = cli("capture", "large.raw", "set")
     assert made.code == 0
     assert re.search(r"imagefs: about 76 MiB to read, \d+ MiB to store, less than a minute\n", made.err)
+
+
+def test_hits_are_counted_and_shown_on_lines_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is found is written where the line of progress stood, which is taken away first."""
+    said = io.StringIO()
+    monkeypatch.setattr(said, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stderr", said)
+    monkeypatch.setattr(sys, "stdout", said)
+    monkeypatch.setattr(console, "terminal_columns", lambda: 100)
+    spoken = console.Console()
+    with spoken.progress() as progress:
+        progress.start("searching", 100)
+        progress.tell({"hits": 2})
+        assert isinstance(progress, console.TerminalProgress)
+        progress.done = 50
+        progress.beat(1.0)
+        spoken.line("/p1/found")
+        spoken.note("a warning")
+    text = said.getvalue()
+    assert "50% of 100 B  50 B/s  00:01 left  2 hits\r\x1b[K/p1/found\n\r\x1b[Ka warning\n" in text
