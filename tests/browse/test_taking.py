@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
 
@@ -23,7 +24,7 @@ from imagefs.browse import (
 )
 from imagefs.browse.manifest import line_of, parse_line
 from imagefs.errors import BrowseError, TargetError
-from imagefs.interfaces import Entry, Reader, Stream
+from imagefs.interfaces import Entry, Extent, Reader, State, Stream
 from tests.browse.disks import MIB, STAMP_NS, FakeFs, FileReader, file, folder, link, make_ext, pattern
 from tests.support.oracles import ToolError, need_tool, root_only, run_tool
 
@@ -248,13 +249,28 @@ def test_a_manifest_that_cannot_be_written(tmp_path: Path) -> None:
         Manifest(os.fsencode(tmp_path / "no" / "m"), overwrite=False, resume=False)
 
 
+class Parts(BytesReader):
+    """Data and holes by turns, told as extents."""
+
+    def __init__(self, parts: list[tuple[bool, int]]) -> None:
+        super().__init__(b"".join(pattern(length) if full else bytes(length) for full, length in parts))
+        self._parts = parts
+
+    def extents(self, offset: int, length: int) -> Iterator[Extent]:
+        at = 0
+        for full, size in self._parts:
+            yield Extent(State.STORED if full else State.ZERO, at, size)
+            at += size
+
+
 @given(st.lists(st.tuples(st.booleans(), st.integers(1, 200_000)), max_size=5))
 def test_digests_are_over_holes_too(
     tmp_path_factory: pytest.TempPathFactory, parts: list[tuple[bool, int]]
 ) -> None:
-    data = b"".join(pattern(length) if full else bytes(length) for full, length in parts)
+    reader = Parts(parts)
+    data = reader.read_at(0, reader.size)
     room = tmp_path_factory.mktemp("digest")
-    fs = FakeFs({}, content={b"/f": BytesReader(data)})
+    fs = FakeFs({}, content={b"/f": reader})
     manifest = Manifest(os.fsencode(room / "m"), overwrite=False, resume=False)
     extract(fs, [(file(b"/f"), os.fsencode(room / "f"))], manifest=manifest)
     manifest.commit()
