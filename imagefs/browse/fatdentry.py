@@ -14,20 +14,25 @@ from dataclasses import dataclass
 from imagefs.interfaces import Reader
 
 #: TSK numbers the 32-byte slots of the data area from 3.
-_FIRST_INODE = 3
-_SLOT = 32
+FIRST_INODE = 3
+SLOT = 32
 READ_ONLY = 0x01
+#: exFAT: the bit of an entry's type that a deleted one lacks.
+_IN_USE = 0x80
 
 
 @dataclass(frozen=True, slots=True)
 class Dentry:
-    """``valid_length`` is exFAT's valid data length; None where there is none."""
+    """``valid_length`` is exFAT's valid data length; None where there is none. ``is_contiguous``: exFAT says
+    that the clusters follow one another from ``first_cluster`` on."""
 
     attributes: int = 0
     mtime_ns: int | None = None
     atime_ns: int | None = None
     crtime_ns: int | None = None
     valid_length: int | None = None
+    first_cluster: int = 0
+    is_contiguous: bool = False
 
 
 class Dentries:
@@ -38,12 +43,17 @@ class Dentries:
         self._exfat = exfat
         self._start = _data_start(reader.read_at(0, 512), exfat=exfat)
 
+    @property
+    def start(self) -> int:
+        """Where the first slot lies; 0 where that makes no sense."""
+        return self._start
+
     def get(self, inode: int) -> Dentry:
-        """The entry of ``inode``; an empty one for the root and for what is not there."""
-        if inode < _FIRST_INODE or not self._start:
+        """The entry of ``inode``, deleted or not; an empty one for the root and for what is not there."""
+        if inode < FIRST_INODE or not self._start:
             return Dentry()
-        raw = self._reader.read_at(self._start + (inode - _FIRST_INODE) * _SLOT, 2 * _SLOT)
-        if len(raw) < _SLOT:
+        raw = self._reader.read_at(self._start + (inode - FIRST_INODE) * SLOT, 2 * SLOT)
+        if len(raw) < SLOT:
             return Dentry()
         return _decode_exfat(raw) if self._exfat else _decode_fat(raw)
 
@@ -62,29 +72,33 @@ def _data_start(boot: bytes, *, exfat: bool) -> int:
 
 def _decode_fat(raw: bytes) -> Dentry:
     attributes, tenths, c_time, c_date, a_date = struct.unpack_from("<B1xBHHH", raw, 11)
-    m_time, m_date = struct.unpack_from("<HH", raw, 22)
+    high, m_time, m_date, low = struct.unpack_from("<4H", raw, 20)
     return Dentry(
         attributes,
         mtime_ns=_dos_ns(m_date, m_time, 0),
         atime_ns=_dos_ns(a_date, 0, 0),
         crtime_ns=_dos_ns(c_date, c_time, tenths),
+        first_cluster=high << 16 | low,
     )
 
 
 def _decode_exfat(raw: bytes) -> Dentry:
-    if raw[0] != 0x85:
+    if raw[0] & ~_IN_USE != 0x05:
         return Dentry()
     c_time, c_date, m_time, m_date, a_time, a_date = struct.unpack_from("<6H", raw, 8)
     c_tenths, m_tenths, c_zone, m_zone, a_zone = raw[20:25]
-    stream = raw[_SLOT:]
+    stream = raw[SLOT:]
     # A set that goes on in another cluster: the stream entry is elsewhere and stays unknown.
-    valid = struct.unpack_from("<Q", stream, 8)[0] if len(stream) == _SLOT and stream[0] == 0xC0 else None
+    known = len(stream) == SLOT and stream[0] & ~_IN_USE == 0x40
+    valid = struct.unpack_from("<Q", stream, 8)[0] if known else None
     return Dentry(
         raw[4],
         mtime_ns=_zoned(_dos_ns(m_date, m_time, m_tenths), m_zone),
         atime_ns=_zoned(_dos_ns(a_date, a_time, 0), a_zone),
         crtime_ns=_zoned(_dos_ns(c_date, c_time, c_tenths), c_zone),
         valid_length=valid,
+        first_cluster=struct.unpack_from("<I", stream, 20)[0] if known else 0,
+        is_contiguous=known and bool(stream[1] & 2),
     )
 
 

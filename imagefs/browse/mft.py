@@ -67,14 +67,18 @@ class Mft:
         self._piece = lru_cache(maxsize=_PIECES)(lambda piece: self._read(piece * self._step, self._step))
 
     def get(self, number: int) -> Record | None:
+        return decode(self.raw(number))
+
+    def raw(self, number: int) -> bytes:
+        """The bytes of a record, in use or not; none where there is no such record."""
         if not 0 <= number < self._count:
-            return None
+            return b""
         piece, at = divmod(number, self._step)
         try:
             raw = self._piece(piece)
         except ImagefsError:  # what is wanted may lie beside what cannot be read
             raw, at = self._read(number, 1), 0
-        return decode(raw[at * self._size : (at + 1) * self._size])
+        return raw[at * self._size : (at + 1) * self._size]
 
     def _read(self, first: int, count: int) -> bytes:
         return self._table.read_at(first * self._size, count * self._size)
@@ -92,7 +96,7 @@ def record_size(boot: bytes) -> int | None:
 
 def decode(raw: bytes) -> Record | None:
     """A record in use that stands alone, None for every other."""
-    fixed = _fixed(raw)
+    fixed = unfixed_record(raw)
     if fixed is None:
         return None
     _, _, _, _, sequence, links, at, flags, used, _ = _head(fixed)
@@ -130,7 +134,7 @@ def decode(raw: bytes) -> Record | None:
     )
 
 
-def _fixed(raw: bytes) -> bytes | None:
+def unfixed_record(raw: bytes) -> bytes | None:
     """A record with the last two bytes of each sector put back; None if it is torn or none."""
     if len(raw) < 48 or raw[:4] != b"FILE":
         return None

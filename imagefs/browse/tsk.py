@@ -14,6 +14,7 @@ import pytsk3
 
 from imagefs.browse import tskentry, usage
 from imagefs.browse.content import MappedReader
+from imagefs.browse.deleted import Deleted
 from imagefs.browse.extinode import ExtInodes, read_superblock
 from imagefs.browse.fatdentry import Dentries
 from imagefs.browse.listing import Listings
@@ -23,7 +24,7 @@ from imagefs.browse.tskcontent import Contents
 from imagefs.browse.tskdir import Directories
 from imagefs.browse.tskhandle import TSK_ERRORS, Facts, Handle, reason
 from imagefs.errors import NotAFileSystem
-from imagefs.interfaces import Entry, Named, Place, Reader
+from imagefs.interfaces import Entry, Named, Place, Reader, Whole
 
 _KINDS = {
     int(getattr(pytsk3, f"TSK_FS_TYPE_{constant}")): kind
@@ -171,6 +172,8 @@ class TskFileSystem:
             find=self._directories.find,
         )
 
+        self._deleted = Deleted(handle, facts, self._maker, self)
+
     @property
     def label(self) -> str:
         return usage.label(self.kind, self._facts.reader, self._system_file)
@@ -195,6 +198,8 @@ class TskFileSystem:
         return self._listings.kept(entry) or self._directories.names(entry)
 
     def open(self, entry: Entry, /) -> Reader:
+        if entry.deleted:
+            self._deleted.check(entry)
         return self._contents.open(entry)
 
     def readlink(self, entry: Entry, /) -> bytes:
@@ -202,6 +207,15 @@ class TskFileSystem:
 
     def places(self, entry: Entry, /) -> list[Place]:
         return self._contents.places(entry)
+
+    def deleted(self) -> Iterator[Entry]:
+        return self._deleted.entries()
+
+    def at(self, inode: str, /) -> Entry:
+        return self._deleted.at(inode)
+
+    def wholeness(self, entry: Entry, /) -> Whole:
+        return self._deleted.wholeness(entry)
 
     def close(self) -> None:
         self._handle.close()

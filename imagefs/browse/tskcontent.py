@@ -53,7 +53,7 @@ class Contents:
 
     def _content(self, entry: Entry, file: Any, shown: str) -> Reader:
         streams = tskentry.streams_of(file)
-        stream = tskentry.data_stream(self._facts.kind, streams)
+        stream = tskentry.addressed(self._facts.kind, streams, entry.inode)
         _check(self._undecodable(entry, file, streams, stream), entry)
         if stream is None:
             if entry.size or any(each.type == tskentry.NTFS_ATTRIBUTE_LIST for each in streams):
