@@ -209,5 +209,3 @@ def _block_names(block: bytes, last_inode: int) -> Iterator[Found]:
             yield Name(name, inode, None, EXT_TYPES.get(kind, EntryType.OTHER)), deleted
         hidden = hidden - least if hidden else length - least
         at += least
-
-

@@ -225,7 +225,9 @@ class _Paths:
         own = remains.names[0].name if remains.names else b"OrphanFile-%d" % number
         path = join(above, safe_name(own))
         if not remains.in_use:
-            path = self._collector.folder(Entry(path, EntryType.DIRECTORY, 0, self._records.folder_inode(number)))
+            path = self._collector.folder(
+                Entry(path, EntryType.DIRECTORY, 0, self._records.folder_inode(number))
+            )
         self._kept[number] = path
         if len(self._kept) > _KEPT_PATHS:
             self._kept.popitem(last=False)

@@ -246,7 +246,9 @@ def _looks_fat(rows: _U8) -> npt.NDArray[np.bool_]:
     some = rows[few]
     fine = ~_FORBIDDEN[some[:, 1:11]].any(axis=1)
     fine &= ~_FORBIDDEN[some[:, 0]] | (some[:, 0] == 5)
-    words = some[:, 14:26].copy().view("<u2")  # created time, date; accessed; high cluster; written time, date
+    words = (
+        some[:, 14:26].copy().view("<u2")
+    )  # created time, date; accessed; high cluster; written time, date
     for date, needed in ((words[:, 5], True), (words[:, 1], False), (words[:, 2], False)):
         month, day = date >> 5 & 15, date & 31
         right = (month >= 1) & (month <= 12) & (day >= 1)

@@ -5,19 +5,30 @@ from __future__ import annotations
 import base64
 import os
 import stat as modes
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import click
 
+from imagefs.browse import DeletedTree, walk
 from imagefs.browse import find as find_in
-from imagefs.browse import walk
 from imagefs.cli.command import common
 from imagefs.cli.console import Console
+from imagefs.cli.deleted import (
+    check_inodes,
+    deleted_entry,
+    deleted_option,
+    entry_at,
+    inode_option,
+    only_deleted,
+    tell_whole,
+    whole_lead,
+    whole_row,
+)
 from imagefs.cli.text import quote, size_text, time_json, time_text, valid_text
 from imagefs.cli.wiring import choose_image, open_disk, split_path
-from imagefs.errors import BrowseError, ImagefsError, IntegrityError
+from imagefs.errors import BrowseError, ImagefsError, IntegrityError, UsageError
 from imagefs.interfaces import Entry, EntryType, FileSystem, Volume
 from imagefs.ops.diskimage import DiskImage
 from imagefs.ops.source import describe_volumes
@@ -46,6 +57,9 @@ class Place:
         """The entry's path as a user writes it: ``/p2/etc/fstab``."""
         return shown_path(self.volume, entry)
 
+    def row(self, entry: Entry) -> dict[str, Any]:
+        return entry_row(self.shown(entry), entry) | whole_row(self.fs, entry)
+
 
 def shown_path(volume: int, entry: Entry) -> bytes:
     return b"/p%d" % volume + (b"" if entry.path == b"/" else entry.path)
@@ -54,9 +68,11 @@ def shown_path(volume: int, entry: Entry) -> bytes:
 class Places:
     """Looks PATHs up in one image; each volume is opened once."""
 
-    def __init__(self, disk: DiskImage) -> None:
+    def __init__(self, disk: DiskImage, *, tree: Callable[[FileSystem], DeletedTree] = DeletedTree) -> None:
         self._disk = disk
+        self._make_tree = tree
         self._open: dict[int, FileSystem] = {}
+        self._trees: dict[int, DeletedTree] = {}
 
     def find(self, path: bytes) -> Place | None:
         """The place of ``path``; None for the root, which lists the volumes. Raises BrowseError."""
@@ -65,14 +81,38 @@ class Places:
             return None
         return Place(number, self.filesystem(number), self._lookup(number, inner))
 
-    def entry(self, path: bytes) -> Place:
-        """As ``find``, where the root will not do."""
-        place = self.find(path)
+    def entry(self, path: bytes, *, deleted: bool = False) -> Place:
+        """As ``find`` or ``deleted``, where the root will not do."""
+        place = self.deleted(path) if deleted else self.find(path)
         if place is None:
             raise BrowseError(
                 "/ is the list of volumes, not a file", hint="name a path in one, such as /p1/…"
             )
         return place
+
+    def deleted(self, path: bytes) -> Place | None:
+        """As ``find``, among the deleted files: ``fs`` is a tree of these."""
+        number, inner = split_path(path)
+        if number is None:
+            return None
+        fs = self.filesystem(number)
+        tree = self._trees.get(number) or self._trees.setdefault(number, self._make_tree(fs))
+        return Place(number, tree, deleted_entry(tree, fs, inner))
+
+    def at(self, path: bytes, address: str) -> Place:
+        """The entry at an address of the volume that ``path`` names."""
+        number, _ = split_path(path)
+        if number is None:
+            raise UsageError("--inode goes with a PATH that names the volume", hint="such as /p1")
+        fs = self.filesystem(number)
+        return Place(number, fs, entry_at(fs, address))
+
+    def chosen(self, paths: tuple[str, ...], inodes: tuple[str, ...]) -> list[Place]:
+        """The places of ``paths``, or those at ``inodes`` of the volume that the only path names."""
+        check_inodes(paths, inodes)
+        if inodes:
+            return [self.at(os.fsencode(paths[0]), address) for address in inodes]
+        return [self.entry(os.fsencode(path)) for path in paths]
 
     def filesystem(self, number: int) -> FileSystem:
         if number not in self._open:
@@ -124,24 +164,47 @@ def write_name(console: Console, name: bytes, end: bytes) -> None:
 @click.option("-l", "--long", "long", is_flag=True, help="Modes, owners, sizes and times too.")
 @click.option("-R", "--recursive", is_flag=True, help="Everything below as well.")
 @click.option("-0", "--null", "null", is_flag=True, help="End names with NUL.")
+@deleted_option
 @common
-def ls(console: Console, image: str, path: str, long: bool, recursive: bool, null: bool) -> None:
+def ls(
+    console: Console, image: str, path: str, long: bool, recursive: bool, null: bool, deleted: bool
+) -> None:
     """List PATH in IMAGE; without PATH, its volumes."""
     catalog, found = choose_image(console, image)
     with open_disk(catalog, found) as disk:
-        place = Places(disk).find(os.fsencode(path))
+        places = Places(disk)
+        place = (places.deleted if deleted else places.find)(os.fsencode(path))
         if place is None:
             list_volumes(console, disk)
             return
         entries = _listed(console, place, recursive=recursive)
+        if deleted and recursive:
+            entries = only_deleted(entries)
         if console.json_mode:
-            console.stream("entries", (entry_row(place.shown(each), each) for each in entries))
-            return
-        for each in entries if recursive else sorted(entries, key=lambda entry: entry.name):
-            name = place.shown(each) if recursive or each is place.entry else each.name
-            if long:
-                console.write(_long_lead(console, each))
-            write_name(console, name, b"\0" if null else b"\n")
+            console.stream("entries", (place.row(each) for each in entries))
+        else:
+            for each in entries if recursive else sorted(entries, key=lambda entry: entry.name):
+                name = place.shown(each) if recursive or each is place.entry else each.name
+                if long:
+                    console.write(_long_lead(console, each))
+                write_entry(console, place, each, name, null=null, deleted=deleted)
+        tell_left_out(console, place)
+
+
+def write_entry(
+    console: Console, place: Place, entry: Entry, name: bytes, *, null: bool, deleted: bool
+) -> None:
+    """A name; with ``deleted`` behind how whole it is and its address, but for names that end in NUL."""
+    if deleted and not null:
+        console.write(whole_lead(place.fs, entry))
+    write_name(console, name, b"\0" if null else b"\n")
+
+
+def tell_left_out(console: Console, place: Place) -> None:
+    """What the search for deleted files could not read."""
+    error = getattr(place.fs, "error", None)
+    if error is not None:
+        incomplete(console, error)
 
 
 def _listed(console: Console, place: Place, *, recursive: bool) -> Iterator[Entry]:
@@ -211,13 +274,13 @@ def _volume_row(disk: DiskImage, volume: Volume, facts: dict[str, Any]) -> dict[
 @click.command()
 @click.argument("image")
 @click.argument("paths", metavar="PATH...", nargs=-1, required=True)
+@inode_option
 @common
-def cat(console: Console, image: str, paths: tuple[str, ...]) -> None:
+def cat(console: Console, image: str, paths: tuple[str, ...], inodes: tuple[str, ...]) -> None:
     """Write the content of files in IMAGE to stdout."""
     catalog, found = choose_image(console, image)
     with open_disk(catalog, found) as disk:
-        places = Places(disk)
-        for each in [places.entry(os.fsencode(path)) for path in paths]:
+        for each in Places(disk).chosen(paths, inodes):
             write_content(console, each)
 
 
@@ -227,6 +290,7 @@ def write_content(console: Console, place: Place) -> None:
         shown = quote(place.shown(place.entry))
         raise BrowseError(f"{shown} is a {place.entry.type}, not a file", path=shown)
     content = place.fs.open(place.entry)
+    tell_whole(console, place.fs, [(place.shown(place.entry), place.entry)])
     try:
         for offset in range(0, content.size, CAT_PIECE):
             console.write(content.read_at(offset, CAT_PIECE))
@@ -237,13 +301,13 @@ def write_content(console: Console, place: Place) -> None:
 @click.command()
 @click.argument("image")
 @click.argument("paths", metavar="PATH...", nargs=-1, required=True)
+@inode_option
 @common
-def stat(console: Console, image: str, paths: tuple[str, ...]) -> None:
+def stat(console: Console, image: str, paths: tuple[str, ...], inodes: tuple[str, ...]) -> None:
     """Everything the file system says of files in IMAGE."""
     catalog, found = choose_image(console, image)
     with open_disk(catalog, found) as disk:
-        places = Places(disk)
-        rows = [_stat_row(places.entry(os.fsencode(path))) for path in paths]
+        rows = [_stat_row(each) for each in Places(disk).chosen(paths, inodes)]
     console.document({"entries": rows})
     for row in rows:
         for key, value in row.items():
@@ -255,7 +319,7 @@ def stat(console: Console, image: str, paths: tuple[str, ...]) -> None:
 
 def _stat_row(place: Place) -> dict[str, Any]:
     entry = place.entry
-    row = entry_row(place.shown(entry), entry) | {
+    row = place.row(entry) | {
         "nlink": entry.nlink,
         "atime": time_json(entry.atime_ns),
         "ctime": time_json(entry.ctime_ns),
@@ -263,7 +327,7 @@ def _stat_row(place: Place) -> dict[str, Any]:
         "filesystem": place.fs.kind,
         "flags": list(entry.flags),
     }
-    if entry.type is EntryType.SYMLINK:
+    if entry.type is EntryType.SYMLINK and row.get("whole") != "unknown":
         row["target"] = place.fs.readlink(entry).decode("utf-8", "replace")
     if entry.rdev is not None:
         row["rdev"] = list(entry.rdev)
@@ -286,6 +350,7 @@ def _stat_row(place: Place) -> dict[str, Any]:
     help="Only this type; may be given more than once.",
 )
 @click.option("-0", "--null", "null", is_flag=True, help="End names with NUL.")
+@deleted_option
 @common
 def find(
     console: Console,
@@ -295,13 +360,14 @@ def find(
     iname: str | None,
     types: tuple[str, ...],
     null: bool,
+    deleted: bool,
 ) -> None:  # fmt: skip
     """Find files by name in IMAGE, below PATH or in every volume."""
     catalog, found = choose_image(console, image)
     with open_disk(catalog, found) as disk:
         hits = (
-            (place.shown(entry), entry)
-            for place in _starts(console, disk, os.fsencode(path))
+            (place, entry)
+            for place in _starts(console, disk, os.fsencode(path), deleted=deleted)
             for entry in find_in(
                 place.fs,
                 place.entry,
@@ -310,25 +376,26 @@ def find(
                 types=frozenset(EntryType(kind) for kind in types) or None,
                 onerror=lambda error: incomplete(console, error),
             )
+            if entry.deleted or not deleted
         )
         if console.json_mode:
-            console.stream("entries", (entry_row(shown, entry) for shown, entry in hits))
+            console.stream("entries", (place.row(entry) for place, entry in hits))
             return
-        for shown, _entry in hits:
-            write_name(console, shown, b"\0" if null else b"\n")
+        for place, entry in hits:
+            write_entry(console, place, entry, place.shown(entry), null=null, deleted=deleted)
 
 
-def _starts(console: Console, disk: DiskImage, path: bytes) -> Iterator[Place]:
+def _starts(console: Console, disk: DiskImage, path: bytes, *, deleted: bool) -> Iterator[Place]:
     """Where to search: the place of ``path``, or the root of every volume that can be opened."""
     places = Places(disk)
-    place = places.find(path)
-    if place is not None:
-        yield place
-        return
-    for volume in disk.volumes:
+    look_up = places.deleted if deleted else places.find
+    place = look_up(path)
+    starts = [place] if place is not None else []
+    for volume in disk.volumes if place is None else ():
         try:
-            fs = places.filesystem(volume.number)
+            starts += filter(None, [look_up(f"/{volume.id}".encode())])
         except BrowseError as error:
             console.note(f"imagefs: {volume.id} is left out: {error.message}")
-            continue
-        yield Place(volume.number, fs, fs.root())
+    for start in starts:
+        yield start
+        tell_left_out(console, start)
