@@ -13,6 +13,7 @@ from collections.abc import Iterator
 
 from imagefs.browse.names import fold, join, parts, printable, repeated, shown_name
 from imagefs.browse.remains import ORPHANS, REALLOCATED
+from imagefs.browse.walk import OnError
 from imagefs.errors import BrowseError, ImagefsError, PathNotFound
 from imagefs.interfaces import Entry, EntryType, FileSystem, KeepsDeleted, Place, Reader, Whole
 
@@ -22,9 +23,9 @@ MAX_KEPT = 250_000
 
 class DeletedTree:
     """A FileSystem of what was deleted on ``fs``, which stays the caller's; BrowseError where ``fs`` knows
-    nothing of that. ``error`` is what could not be read, once something was asked for."""
+    nothing of that. ``onerror`` hears what could not be read, once something was asked for."""
 
-    def __init__(self, fs: FileSystem) -> None:
+    def __init__(self, fs: FileSystem, *, onerror: OnError = lambda error: None) -> None:
         if not isinstance(fs, KeepsDeleted):
             raise BrowseError(
                 f"deleted files cannot be found on this {fs.kind} file system",
@@ -32,7 +33,7 @@ class DeletedTree:
             )
         self.kind, self.label, self.case_insensitive = fs.kind, fs.label, fs.case_insensitive
         self.used_bytes: int | None = None
-        self.error: ImagefsError | None = None
+        self._onerror = onerror
         self._fs = fs
         self._keeper: KeepsDeleted = fs
         self._lock = threading.Lock()
@@ -107,7 +108,7 @@ class DeletedTree:
                     raise BrowseError(f"more than {MAX_KEPT} deleted entries: the rest is left out")
                 yield entry
         except ImagefsError as error:
-            self.error = error
+            self._onerror(error)
 
     def _live(self, path: bytes) -> Entry:
         """A folder that leads to something deleted, as it is on the file system."""

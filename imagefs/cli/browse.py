@@ -5,8 +5,9 @@ from __future__ import annotations
 import base64
 import os
 import stat as modes
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import click
@@ -66,11 +67,12 @@ def shown_path(volume: int, entry: Entry) -> bytes:
 
 
 class Places:
-    """Looks PATHs up in one image; each volume is opened once."""
+    """Looks PATHs up in one image; each volume is opened once. ``tree`` makes that of its deleted files."""
 
-    def __init__(self, disk: DiskImage, *, tree: Callable[[FileSystem], DeletedTree] = DeletedTree) -> None:
+    def __init__(self, console: Console, disk: DiskImage, *, tree: type[DeletedTree] = DeletedTree) -> None:
+        self._console = console
         self._disk = disk
-        self._make_tree = tree
+        self._tree = tree
         self._open: dict[int, FileSystem] = {}
         self._trees: dict[int, DeletedTree] = {}
 
@@ -96,7 +98,10 @@ class Places:
         if number is None:
             return None
         fs = self.filesystem(number)
-        tree = self._trees.get(number) or self._trees.setdefault(number, self._make_tree(fs))
+        if number not in self._trees:
+            told = partial(incomplete, self._console)
+            self._trees[number] = self._tree(fs, onerror=told)
+        tree = self._trees[number]
         return Place(number, tree, deleted_entry(tree, fs, inner))
 
     def at(self, path: bytes, address: str) -> Place:
@@ -172,7 +177,7 @@ def ls(
     """List PATH in IMAGE; without PATH, its volumes."""
     catalog, found = choose_image(console, image)
     with open_disk(catalog, found) as disk:
-        places = Places(disk)
+        places = Places(console, disk)
         place = (places.deleted if deleted else places.find)(os.fsencode(path))
         if place is None:
             list_volumes(console, disk)
@@ -188,7 +193,6 @@ def ls(
                 if long:
                     console.write(_long_lead(console, each))
                 write_entry(console, place, each, name, null=null, deleted=deleted)
-        tell_left_out(console, place)
 
 
 def write_entry(
@@ -198,13 +202,6 @@ def write_entry(
     if deleted and not null:
         console.write(whole_lead(place.fs, entry))
     write_name(console, name, b"\0" if null else b"\n")
-
-
-def tell_left_out(console: Console, place: Place) -> None:
-    """What the search for deleted files could not read."""
-    error = getattr(place.fs, "error", None)
-    if error is not None:
-        incomplete(console, error)
 
 
 def _listed(console: Console, place: Place, *, recursive: bool) -> Iterator[Entry]:
@@ -280,7 +277,7 @@ def cat(console: Console, image: str, paths: tuple[str, ...], inodes: tuple[str,
     """Write the content of files in IMAGE to stdout."""
     catalog, found = choose_image(console, image)
     with open_disk(catalog, found) as disk:
-        for each in Places(disk).chosen(paths, inodes):
+        for each in Places(console, disk).chosen(paths, inodes):
             write_content(console, each)
 
 
@@ -307,7 +304,7 @@ def stat(console: Console, image: str, paths: tuple[str, ...], inodes: tuple[str
     """Everything the file system says of files in IMAGE."""
     catalog, found = choose_image(console, image)
     with open_disk(catalog, found) as disk:
-        rows = [_stat_row(each) for each in Places(disk).chosen(paths, inodes)]
+        rows = [_stat_row(each) for each in Places(console, disk).chosen(paths, inodes)]
     console.document({"entries": rows})
     for row in rows:
         for key, value in row.items():
@@ -387,15 +384,16 @@ def find(
 
 def _starts(console: Console, disk: DiskImage, path: bytes, *, deleted: bool) -> Iterator[Place]:
     """Where to search: the place of ``path``, or the root of every volume that can be opened."""
-    places = Places(disk)
+    places = Places(console, disk)
     look_up = places.deleted if deleted else places.find
     place = look_up(path)
-    starts = [place] if place is not None else []
-    for volume in disk.volumes if place is None else ():
+    if place is not None:
+        yield place
+        return
+    for volume in disk.volumes:
         try:
-            starts += filter(None, [look_up(f"/{volume.id}".encode())])
+            place = look_up(f"/{volume.id}".encode())
         except BrowseError as error:
             console.note(f"imagefs: {volume.id} is left out: {error.message}")
-    for start in starts:
-        yield start
-        tell_left_out(console, start)
+            continue
+        yield from [place] if place is not None else []

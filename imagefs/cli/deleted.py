@@ -10,6 +10,7 @@ import click
 
 from imagefs.browse import DeletedTree
 from imagefs.browse.names import repeated, shown_name
+from imagefs.browse.walk import OnError
 from imagefs.cli.text import quote
 from imagefs.errors import BrowseError, PathNotFound, UsageError
 from imagefs.interfaces import Entry, EntryType, FileSystem, Finding, KeepsDeleted, Reader, Whole
@@ -36,8 +37,8 @@ _WIDTH = max(len(word) for word in Whole)
 class Recoverable(DeletedTree):
     """The deleted files that there is something to take of; remembers those that were not whole."""
 
-    def __init__(self, fs: FileSystem) -> None:
-        super().__init__(fs)
+    def __init__(self, fs: FileSystem, *, onerror: OnError) -> None:
+        super().__init__(fs, onerror=onerror)
         self.left_out: Counter[Whole] = Counter()
         self.not_whole: list[tuple[bytes, Whole]] = []
 

@@ -58,7 +58,7 @@ def get(
     targets = [] if inodes else plan_targets(sources, dest, is_dir=os.path.isdir(dest))
     catalog, found = choose_image(console, image)
     with open_disk(catalog, found) as disk:
-        chosen = _chosen(Places(disk, tree=Recoverable), sources, deleted=deleted, inodes=inodes)
+        chosen = _chosen(Places(console, disk, tree=Recoverable), sources, deleted=deleted, inodes=inodes)
         if inodes:
             names = distinct_names([place.entry for place in chosen])
             targets = plan_targets(names, dest, is_dir=os.path.isdir(dest))
@@ -81,7 +81,7 @@ def _to_stdout(
         raise UsageError("standard output takes the file, so --json cannot go with it")
     catalog, found = choose_image(console, image)
     with open_disk(catalog, found) as disk:
-        write_content(console, _chosen(Places(disk), sources, deleted=deleted, inodes=inodes)[0])
+        write_content(console, _chosen(Places(console, disk), sources, deleted=deleted, inodes=inodes)[0])
 
 
 def _extract(console: Console, jobs: list[tuple[Place, bytes]], options: ExtractOptions) -> None:
