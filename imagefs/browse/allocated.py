@@ -40,11 +40,11 @@ class Bitmap:
     """A bitmap in one piece, as NTFS and exFAT have it: the first bit is for the unit at byte ``base``."""
 
     def __init__(self, bits: Reader, *, base: int, unit: int) -> None:
-        self._base, self._unit = base, unit
+        self.base, self.unit = base, unit
         self._piece = lru_cache(_PIECES)(lambda number: bits.read_at(number * _PIECE, _PIECE))
 
     def used(self, first: int, end: int) -> tuple[int, int]:
-        start, stop = (first - self._base) // self._unit, -(-(end - self._base) // self._unit)
+        start, stop = (first - self.base) // self.unit, -(-(end - self.base) // self.unit)
         count, at, step = 0, max(0, start), _PIECE * 8
         while at < stop:
             upto = min(stop, (at // step + 1) * step)

@@ -18,6 +18,7 @@ from imagefs.browse.allocated import Allocated, Bitmap, ExtBitmaps, FatTable
 from imagefs.browse.bigdir import Name
 from imagefs.browse.content import MappedReader
 from imagefs.browse.extdeleted import ExtDeleted
+from imagefs.browse.fatdentry import Dentry
 from imagefs.browse.names import printable
 from imagefs.browse.ntfsdeleted import AnyRecord, NtfsDeleted
 from imagefs.browse.remains import ORPHANS, REALLOCATED, Collector
@@ -149,9 +150,18 @@ class Deleted:
 
     def check(self, entry: Entry) -> None:
         """Raise BrowseError for a deleted file of which no byte can be given."""
-        why = _WHY.get(self.wholeness(entry))
+        word = self.wholeness(entry)
+        why = _WHY.get(word)
+        if word in (Whole.OVERWRITTEN, Whole.PARTLY) and self._has_lost_start(entry):
+            why = "its first cluster belongs to another file now, and with it where the others were is lost"
         if why:
             raise BrowseError(f"'{printable(entry.path)}' is deleted, and {why}", path=entry.path)
+
+    def _has_lost_start(self, entry: Entry) -> bool:
+        """FAT: whether TSK knows of less than the whole file."""
+        if self._facts.fat is None or entry.type is not EntryType.FILE:
+            return False
+        return sum(place.end - place.first for place in self._fs.places(entry)) < entry.size
 
     def wholeness(self, entry: Entry) -> Whole:
         if REALLOCATED in entry.flags or "unreadable" in entry.flags:
@@ -171,13 +181,30 @@ class Deleted:
         they are in its own metadata or there are none, None where nothing tells."""
         if self._mft is not None:
             return self._ntfs_places(entry)
+        inode = self._facts.ext.get(int(entry.inode)) if self._facts.ext is not None else None
+        if inode is not None and (inode.link is not None or inode.is_inline):
+            return []
         found = self._fs.places(entry)
         places = [(place.first, place.end) for place in found if place.stream != METADATA]
-        if self._facts.ext is None:
-            return places if places or not entry.size else None
-        inode = self._facts.ext.get(int(entry.inode))
-        in_inode = inode is not None and (inode.link is not None or inode.is_inline)
-        return places if places or in_inode else None  # Linux clears the size with the block map
+        if self._facts.fat is not None:
+            return self._fat_places(entry, places)
+        empty = self._facts.ext is None and not entry.size  # Linux clears the size with the block map
+        return places if places or empty else None
+
+    def _fat_places(self, entry: Entry, places: list[tuple[int, int]]) -> list[tuple[int, int]] | None:
+        """What TSK takes for the clusters of a file; it gives up where the first is in use, and then they
+        are counted from there."""
+        size = entry.size if entry.type is EntryType.FILE else 1
+        if not size or sum(end - first for first, end in places) >= size:
+            return places
+        dentry, allocated = self._fat_entry(entry), self._allocated
+        if dentry.first_cluster < 2 or not isinstance(allocated, (FatTable, Bitmap)):
+            return None
+        first = allocated.base + (dentry.first_cluster - 2) * allocated.unit
+        return [(first, first + size)]
+
+    def _fat_entry(self, entry: Entry) -> Dentry:
+        return self._facts.fat.get(int(entry.inode)) if self._facts.fat is not None else Dentry()
 
     def _ntfs_places(self, entry: Entry) -> list[tuple[int, int]] | None:
         with self._handle.hold(f"'{printable(entry.path)}'") as info:
@@ -220,7 +247,7 @@ class Deleted:
         clears the upper half of that too."""
         if self._facts.fat is None:
             return False
-        dentry = self._facts.fat.get(int(entry.inode))
+        dentry = self._fat_entry(entry)
         if units > 1:
             return not dentry.is_contiguous
         return isinstance(self._allocated, FatTable) and (
