@@ -6,7 +6,7 @@ from collections.abc import Callable
 from copy import copy
 
 from imagefs.block.views import extents_of
-from imagefs.errors import BrowseError, ImagefsError, PathNotFound
+from imagefs.errors import BrowseError, ImagefsError
 from imagefs.interfaces import HOLES, Entry, Reader
 
 #: Where entries are shown whose folder is not known; The Sleuth Kit's word.
@@ -60,12 +60,11 @@ class Collector:
         return path
 
     def _is_live(self, path: bytes) -> bool:
-        if path in self._paths:
+        """Whether a live entry has this path; below a deleted folder there is none."""
+        if path in self._paths or path.rpartition(b"/")[0] in self._paths or path.startswith(ORPHANS):
             return False
         try:
             self._lookup(path)
-        except PathNotFound:
-            return False
         except ImagefsError:
             return False
         return True
