@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
 import struct
@@ -152,7 +153,7 @@ def test_the_corpus_as_fls_and_icat_see_it(name: str, tmp_path: Path) -> None:
 
 def test_names_moved_within_a_hashed_directory_are_not_deleted(tmp_path: Path) -> None:
     """fls calls a pair of names in each hash tree deleted; they are the tree's own numbers."""
-    path = unpacked_corpus_file("e2fsprogs/tests/f_h_normal/image.gz", tmp_path)
+    path = unpacked_corpus_file("e2fsprogs/tests/f_h_badroot/image.gz", tmp_path)
     assert list(opened(path).deleted()) == []
 
 
@@ -270,14 +271,29 @@ def test_blocks_that_were_not_captured(ext: Path) -> None:
 # -- NTFS -----------------------------------------------------------------------------------------------
 
 
-@root_only
-def test_ntfs_as_ntfs_3g_leaves_it(tmp_path: Path) -> None:
-    need_tool("ntfs-3g", "mkntfs")
-    path, mounted = sparse_file(tmp_path / "ntfs", 24 * MIB), tmp_path / "mounted"
-    mounted.mkdir()
+def make_empty_ntfs(path: Path) -> Path:
+    need_tool("mkntfs")
+    sparse_file(path, 24 * MIB)
     run_tool(["mkntfs", "-q", "-F", "-Q", "-s", "512", "-p", "0", "-H", "16", "-S", "63", path])
+    return path
+
+
+@contextlib.contextmanager
+def ntfs_3g(path: Path, mounted: Path) -> Iterator[Path]:
+    """``path`` mounted; closed when all of it is on the disk."""
+    need_tool("ntfs-3g")
+    mounted.mkdir(exist_ok=True)
     run_tool(["ntfs-3g", path, mounted])
     try:
+        yield mounted
+    finally:
+        run_tool(["umount", mounted])
+
+
+@root_only
+def test_ntfs_as_ntfs_3g_leaves_it(tmp_path: Path) -> None:
+    path = make_empty_ntfs(tmp_path / "ntfs")
+    with ntfs_3g(path, tmp_path / "mounted") as mounted:
         (mounted / "kept" / "gone").mkdir(parents=True)
         for number in range(400):
             (mounted / "kept" / f"file number {number}.txt").write_bytes(pattern(number * 7))
@@ -286,8 +302,6 @@ def test_ntfs_as_ntfs_3g_leaves_it(tmp_path: Path) -> None:
             (mounted / "kept" / f"file number {number}.txt").unlink()
         (mounted / "kept" / "gone" / "inside.bin").unlink()
         (mounted / "kept" / "gone").rmdir()
-    finally:
-        run_tool(["umount", mounted])
     fs = opened(path)
     found = [entry for entry in fs.deleted() if REALLOCATED not in entry.flags]
     never_used = {(b"/$OrphanFiles/OrphanFile-%d" % n, str(n)) for n in range(16, 24)}
@@ -299,6 +313,25 @@ def test_ntfs_as_ntfs_3g_leaves_it(tmp_path: Path) -> None:
     assert fs.wholeness(inside) is Whole.INTACT
     small = by_path[b"/kept/file number 8.txt"]
     assert content(fs, small) == pattern(56)
+
+
+@root_only
+def test_a_folder_whose_record_is_another_folder_now_is_not_the_path(tmp_path: Path) -> None:
+    path = make_empty_ntfs(tmp_path / "ntfs")
+    with ntfs_3g(path, tmp_path / "mounted") as mounted:
+        (mounted / "old").mkdir()
+        (mounted / "old" / "in").write_bytes(pattern(9_000))
+        number = (mounted / "old").stat().st_ino
+        (mounted / "old" / "in").unlink()
+        (mounted / "old").rmdir()
+    assert set(deleted(opened(path))) == {b"/old", b"/old/in"}
+    with ntfs_3g(path, tmp_path / "mounted") as mounted:
+        (mounted / "new").mkdir()
+        assert (mounted / "new").stat().st_ino == number
+    fs = opened(path)
+    found = deleted(fs)
+    assert set(found) == {ORPHANS + b"/in"}
+    assert content(fs, found[ORPHANS + b"/in"]) == pattern(9_000)
 
 
 # -- FAT ------------------------------------------------------------------------------------------------
