@@ -74,6 +74,8 @@ class TskDeleted:
         """What TSK itself calls orphans, where its own search is the only one."""
         with self._handle.hold("the orphaned files") as info:
             last = int(info.info.last_inum)
+            if int(info.open_meta(inode=last).info.meta.type) not in _VIRTUAL:
+                return
         for each in self._list(last, collector):
             if each.deleted and each.inode not in named:
                 yield from self._orphan(each.inode, each.name, visited, named, collector)

@@ -130,6 +130,8 @@ CORPUS = [
     "dfir_ntfs/test_data/fat_dir.raw.gz",
     "go-exfat/test/assets/test.exfat",
     "go-ext4/assets/hierarchy_64.ext4",
+    "dfvfs/test_data/hfsplus.raw",
+    "dfvfs/test_data/iso9660.raw",
     "e2fsprogs/tests/f_badorphan/image.gz",
     "e2fsprogs/tests/f_dup_de/image.gz",
     "e2fsprogs/tests/f_journal/image.gz",
