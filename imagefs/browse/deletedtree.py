@@ -119,7 +119,8 @@ class DeletedTree:
                     return found._replace(path=path)
             except ImagefsError:
                 pass
-        return Entry(path, EntryType.DIRECTORY, 0, f"in {printable(path)}", mode=0o755)
+        inode = "" if path == ORPHANS else f"in {printable(path)}"
+        return Entry(path, EntryType.DIRECTORY, 0, inode, mode=0o755)
 
 
 def _is_folder(entry: Entry) -> bool:

@@ -247,6 +247,36 @@ def test_orphans_and_what_is_below_them(tmp_path: Path) -> None:
     assert (above + b"/inside.bin", found[above + b"/inside.bin"].inode) in fls_deleted(path)
 
 
+# -- the file systems' own maps ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["ext4", "ext2", "ntfs"])
+def test_maps_add_up_to_what_is_used(name: str, request: pytest.FixtureRequest) -> None:
+    check_map(opened(request.getfixturevalue(name)))
+
+
+def test_the_tables_of_fat_add_up_too(fat: Path) -> None:
+    check_map(opened(fat))
+
+
+def check_map(fs: TskFileSystem) -> None:
+    """All units at once, one by one, and the file system's own count say the same."""
+    allocated = fs._deleted._allocated
+    assert allocated is not None
+    first, unit = getattr(allocated, "base", 0), fs._facts.block_size
+    unit = getattr(allocated, "unit", unit)
+    whole = fs._facts.reader.size
+    last = first + (whole - first) // unit * unit
+    used, units = allocated.used(first, last)
+    assert units == (last - first) // unit
+    outside = 1024 if fs.kind.startswith("ext") else 0  # blocks of 1 KiB begin behind the boot block
+    assert fs.used_bytes is not None
+    assert used * unit + outside == fs.used_bytes
+    pieces = [allocated.used(at, at + unit)[0] for at in range(first, last, unit)]
+    assert sum(pieces) == used
+    assert set(pieces) == {0, 1}
+
+
 # -- what the image holds -------------------------------------------------------------------------------
 
 
@@ -528,3 +558,12 @@ def test_volumes_that_pyfatfs_opens_say_so(tmp_path: Path) -> None:
     path = unpacked_corpus_file("dfir_ntfs/test_data/fat32_small.raw.gz", tmp_path)
     with pytest.raises(BrowseError, match="deleted files cannot be found"):
         DeletedTree(open_filesystem(FileReader(path)))
+
+
+def test_a_tree_holds_so_many_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("imagefs.browse.deletedtree.MAX_KEPT", 3)
+    fs, heard = Forgetful({}), []
+    fs.gone = [gone(b"/%d" % number, str(number)) for number in range(5)]
+    tree = DeletedTree(fs, onerror=lambda error: heard.append(error.message))
+    assert len(list(tree.children(tree.root()))) == 3
+    assert heard == ["more than 3 deleted entries: the rest is left out"]
