@@ -13,14 +13,14 @@ import errno
 import itertools
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import NoReturn
 
 from imagefs.block.views import extents_of
 from imagefs.errors import BrowseError, line_of
-from imagefs.interfaces import HOLES, Reader
+from imagefs.interfaces import HOLES, Reader, Whole
 from mounter.attributes import Attributes
 from mounter.errnos import errno_of
 from mounter.folderstream import FolderStream
@@ -140,7 +140,7 @@ class MountOperations:
             return None if count is None else str(count).encode()
         return (self._tree.xattrs(node) or {}).get(name.encode(ENCODING))
 
-    def _states(self, node: Node) -> dict[str, int]:
+    def _states(self, node: Node) -> Mapping[str, int | Whole]:
         """None for a file that cannot be decoded: its other attributes are told all the same."""
         with suppress(BrowseError):
             return self._tree.states(node)

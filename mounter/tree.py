@@ -5,6 +5,7 @@
     disk.raw      the whole disk; it and the volumes can be written to where their readers can be
     p1.raw  p1/   each volume: its bytes, and its files where its file system can be read
     p2.raw  p2.txt                     … or one sentence that says why it cannot
+    deleted/      p1/ …: what was deleted on the volumes that tell, searched for when it is entered
     image.json    the facts handed in
 
 Knows Readers and FileSystems; knows neither FUSE nor images.
@@ -19,9 +20,22 @@ from dataclasses import dataclass
 from itertools import islice
 
 from imagefs.block.views import BytesReader, extents_of
+from imagefs.browse.deletedtree import DeletedTree
 from imagefs.errors import BrowseError, ImagefsError, PathNotFound
-from imagefs.interfaces import HOLES, Entry, EntryType, HasStreams, HasXattrs, Named, Reader, State, Writable
+from imagefs.interfaces import (
+    HOLES,
+    Entry,
+    EntryType,
+    HasStreams,
+    HasXattrs,
+    Named,
+    Reader,
+    State,
+    Whole,
+    Writable,
+)
 from mounter.attributes import Attributes, attributes_of, named
+from mounter.deletedfolder import DELETED, DeletedFolder
 from mounter.entrycache import EntryCache
 from mounter.volumetree import VolumeSpec, VolumeTree
 
@@ -34,6 +48,8 @@ _MAX_RUNS = 20_000
 _RAW_MODE = stat.S_IFREG | 0o400
 _TEXT_MODE = stat.S_IFREG | 0o444
 _ROOT_MODE = stat.S_IFDIR | 0o555
+#: Deleted files lie outside the folders that may have guarded them.
+_DELETED_MODE = stat.S_IFDIR | 0o500
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +99,9 @@ class MountTree:
         }
         self._root = Node(self._attributes(_ROOT_MODE, 0, _ROOT_INODE, nlink=2 + len(spec.volumes)))
         self._files = self._fixed_files()
+        number = _ROOT_INODE + 1 + len(self._files) + len(spec.volumes)
+        self._deleted = DeletedFolder(self._volumes, cache=cache, log=log)
+        self._deleted_node = Node(self._attributes(_DELETED_MODE, 0, number, nlink=2))
 
     def _fixed_files(self) -> dict[bytes, Node]:
         readers: dict[bytes, tuple[Reader, int]] = {b"disk.raw": (self._spec.disk, _RAW_MODE)}
@@ -117,7 +136,13 @@ class MountTree:
         if path == b"/":
             return self._root
         top, slash, rest = path[1:].partition(b"/")
-        volume = self._volumes.get(top)
+        if top == DELETED and self._deleted.shows:
+            if not slash:
+                return self._deleted_node
+            top, slash, rest = rest.partition(b"/")
+            volume = self._deleted.volume(top)
+        else:
+            volume = self._volumes.get(top)
         if volume is not None:
             return self._shown(volume, volume.lookup(slash + rest if rest else b"/"))
         node = self._files.get(top) or self._reason_file(top)
@@ -145,10 +170,16 @@ class MountTree:
             for name, entry in node.volume.children(node.entry):
                 yield name, named(entry, slot) if isinstance(entry, Named) else attributes_of(entry, slot)
             return
+        if node is self._deleted_node:
+            for name, volume in self._deleted.volumes():
+                yield name, attributes_of(volume.lookup(b"/"), volume.slot)
+            return
         for name, file in self._files.items():
             yield name, file.attributes
         for name, volume in self._volumes.items():
             yield self._top_child(name, volume)
+        if self._deleted.shows:
+            yield DELETED, self._deleted_node.attributes
 
     def _top_child(self, name: bytes, volume: VolumeTree) -> tuple[bytes, Attributes]:
         node = self._reason_file(name + b".txt")
@@ -171,8 +202,12 @@ class MountTree:
             )
         return Opened(reader, owned=True)
 
-    def states(self, node: Node) -> dict[str, int]:
-        """How many bytes of a file the image holds in each state, by its word; empty for what is no file."""
+    def states(self, node: Node) -> dict[str, int | Whole]:
+        """How many bytes of a file the image holds in each state, by its word; empty for what is no file.
+        Of what is deleted, ``whole`` says how much of it is left."""
+        if node.entry is not None and node.volume is not None and node.entry.deleted:
+            filesystem = node.volume.filesystem
+            return {"whole": filesystem.wholeness(node.entry)} if isinstance(filesystem, DeletedTree) else {}
         if node.reader is None and (node.entry is None or node.entry.type is not EntryType.FILE):
             return {}
         opened = self.open(node)

@@ -3,6 +3,7 @@ volume, and nothing here knows where the bytes come from."""
 
 from imagefs.browse.apart import open_apart
 from imagefs.browse.archive import archive
+from imagefs.browse.deletedtree import DeletedTree
 from imagefs.browse.examine import Content
 from imagefs.browse.extract import extract, plan_targets
 from imagefs.browse.find import Range, find
@@ -15,6 +16,7 @@ from imagefs.browse.walk import walk
 
 __all__ = [
     "Content",
+    "DeletedTree",
     "ExtractOptions",
     "ExtractReport",
     "HashSet",

@@ -25,7 +25,7 @@ _NUMBER, _ROOT = (1 << 48) - 1, 5
 _INDEXED, _REPARSE = 0x10000000, 0x400
 _INDEX_TYPES = {0: EntryType.FILE, _INDEXED: EntryType.DIRECTORY}
 _DOTS = (b".", b"..")
-_EXT_TYPES = {
+EXT_TYPES = {
     1: EntryType.FILE,
     2: EntryType.DIRECTORY,
     3: EntryType.DEVICE,
@@ -140,7 +140,7 @@ def _ext_block(block: bytes, start: int, damage: Damage) -> list[Name]:
         if inode and size:
             name = block[at + 8 : at + 8 + size]
             if size > 2 or name not in _DOTS or kind not in (0, _DIRECTORY):
-                names.append(Name(name, inode, None, _EXT_TYPES.get(kind, EntryType.OTHER)))
+                names.append(Name(name, inode, None, EXT_TYPES.get(kind, EntryType.OTHER)))
         at += length
     return names
 
@@ -178,7 +178,7 @@ class NtfsNames:
         return self._names(self._allocation.read_at(start, self._block_size), start, Damage())
 
     def _names(self, raw: bytes, start: int, damage: Damage) -> list[Name]:
-        block = _unfixed(raw)
+        block = unfixed_index(raw)
         if block is None:
             damage.note(start)
             return []
@@ -206,7 +206,7 @@ def _blocks(content: Reader, first: int, end: int, size: int, damage: Damage) ->
             yield offset + at, data[at : at + size]
 
 
-def _unfixed(raw: bytes) -> bytes | None:
+def unfixed_index(raw: bytes) -> bytes | None:
     """An INDX block with the last two bytes of each sector put back; None if it is torn or none."""
     if len(raw) < 40 or raw[:4] != b"INDX":
         return None

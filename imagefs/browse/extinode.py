@@ -160,6 +160,11 @@ class ExtInodes:
         """Bytes of one inode."""
         return self._size
 
+    @property
+    def last(self) -> int:
+        """The number of the last inode that can be found; 0 where none can (``meta_bg``)."""
+        return self._last
+
     def place(self, number: int) -> int | None:
         """Where inode ``number`` begins; None where that cannot be told."""
         if not 1 <= number <= self._last:
@@ -193,14 +198,22 @@ class ExtInodes:
 
     def _read_table(self, group: int) -> int | None:
         """The first block of a group's inode table."""
-        sb = self._super
-        at = (sb.first_data_block + 1) * sb.block_size + group * sb.descriptor_size
-        raw = self._reader.read_at(at, sb.descriptor_size)
-        if len(raw) < sb.descriptor_size:
+        raw = self.descriptor(group)
+        if len(raw) < self._super.descriptor_size:
             return None
         low = struct.unpack_from("<I", raw, 8)[0]
-        high = struct.unpack_from("<I", raw, 40)[0] if sb.descriptor_size >= 64 else 0
+        high = struct.unpack_from("<I", raw, 40)[0] if self._super.descriptor_size >= 64 else 0
         return int(low + (high << 32))
+
+    def descriptor(self, group: int) -> bytes:
+        """The descriptor of a group, short past the end of the volume."""
+        sb = self._super
+        at = (sb.first_data_block + 1) * sb.block_size + group * sb.descriptor_size
+        return self._reader.read_at(at, sb.descriptor_size)
+
+    def table(self, group: int, first: int, count: int) -> bytes:
+        """The bytes of ``count`` inodes of a group from its ``first`` on."""
+        return self._read(group, first, min(count, self._per_group - first))
 
 
 def decode_inode(raw: bytes, start: int, *, room: int) -> Inode:

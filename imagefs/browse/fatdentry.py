@@ -18,17 +18,20 @@ from imagefs.browse.names import could_be_short, fold
 from imagefs.interfaces import Entry, Reader
 
 #: TSK numbers the 32-byte slots of the data area from 3.
-_FIRST_INODE = 3
-_SLOT = 32
+FIRST_INODE = 3
+SLOT = 32
 READ_ONLY = 0x01
 #: The flag of an entry whose times were told without a zone.
 LOCAL_TIMES = "local-times"
+#: exFAT: the bit of an entry's type that a deleted one lacks.
+_IN_USE = 0x80
 
 
 @dataclass(frozen=True, slots=True)
 class Dentry:
     """``is_local`` where the times were told without a zone; ``valid_length`` is exFAT's valid data length,
-    None where there is none."""
+    None where there is none. ``is_contiguous``: exFAT says that the clusters follow one another from
+    ``first_cluster`` on."""
 
     attributes: int = 0
     mtime_ns: int | None = None
@@ -37,6 +40,8 @@ class Dentry:
     is_local: bool = False
     short_name: bytes = b""
     valid_length: int | None = None
+    first_cluster: int = 0
+    is_contiguous: bool = False
 
 
 class Dentries:
@@ -55,12 +60,17 @@ class Dentries:
         key = fold(name)
         return next((each for each in entries if fold(self.get(int(each.inode)).short_name) == key), None)
 
+    @property
+    def start(self) -> int:
+        """Where the first slot lies; 0 where that makes no sense."""
+        return self._start
+
     def get(self, inode: int) -> Dentry:
-        """The entry of ``inode``; an empty one for the root and for what is not there."""
-        if inode < _FIRST_INODE or not self._start:
+        """The entry of ``inode``, deleted or not; an empty one for the root and for what is not there."""
+        if inode < FIRST_INODE or not self._start:
             return Dentry()
-        raw = self._reader.read_at(self._start + (inode - _FIRST_INODE) * _SLOT, 2 * _SLOT)
-        if len(raw) < _SLOT:
+        raw = self._reader.read_at(self._start + (inode - FIRST_INODE) * SLOT, 2 * SLOT)
+        if len(raw) < SLOT:
             return Dentry()
         return _decode_exfat(raw, self._zone) if self._exfat else _decode_fat(raw, self._zone)
 
@@ -79,7 +89,7 @@ def _data_start(boot: bytes, *, exfat: bool) -> int:
 
 def _decode_fat(raw: bytes, zone: tzinfo) -> Dentry:
     attributes, tenths, c_time, c_date, a_date = struct.unpack_from("<B1xBHHH", raw, 11)
-    m_time, m_date = struct.unpack_from("<HH", raw, 22)
+    high, m_time, m_date, low = struct.unpack_from("<4H", raw, 20)
     return Dentry(
         attributes,
         mtime_ns=_in_zone(_dos_ns(m_date, m_time, 0), zone),
@@ -87,6 +97,7 @@ def _decode_fat(raw: bytes, zone: tzinfo) -> Dentry:
         crtime_ns=_in_zone(_dos_ns(c_date, c_time, tenths), zone),
         is_local=True,
         short_name=_short_name(raw),
+        first_cluster=high << 16 | low,
     )
 
 
@@ -99,13 +110,14 @@ def _short_name(raw: bytes) -> bytes:
 
 
 def _decode_exfat(raw: bytes, zone: tzinfo) -> Dentry:
-    if raw[0] != 0x85:
+    if raw[0] & ~_IN_USE != 0x05:
         return Dentry()
     c_time, c_date, m_time, m_date, a_time, a_date = struct.unpack_from("<6H", raw, 8)
     c_tenths, m_tenths, c_zone, m_zone, a_zone = raw[20:25]
-    stream = raw[_SLOT:]
+    stream = raw[SLOT:]
     # A set that goes on in another cluster: the stream entry is elsewhere and stays unknown.
-    valid = struct.unpack_from("<Q", stream, 8)[0] if len(stream) == _SLOT and stream[0] == 0xC0 else None
+    known = len(stream) == SLOT and stream[0] & ~_IN_USE == 0x40
+    valid = struct.unpack_from("<Q", stream, 8)[0] if known else None
     return Dentry(
         raw[4],
         mtime_ns=_zoned(_dos_ns(m_date, m_time, m_tenths), m_zone, zone),
@@ -113,6 +125,8 @@ def _decode_exfat(raw: bytes, zone: tzinfo) -> Dentry:
         crtime_ns=_zoned(_dos_ns(c_date, c_time, c_tenths), c_zone, zone),
         is_local=not m_zone & a_zone & c_zone & 0x80,
         valid_length=valid,
+        first_cluster=struct.unpack_from("<I", stream, 20)[0] if known else 0,
+        is_contiguous=known and bool(stream[1] & 2),
     )
 
 

@@ -14,13 +14,12 @@ from dataclasses import dataclass
 from imagefs.browse.examine import Content
 from imagefs.browse.names import printable
 from imagefs.browse.walk import OnError, walk
-from imagefs.errors import BrowseError, ImagefsError
+from imagefs.errors import ImagefsError
 from imagefs.interfaces import (
     Entry,
     EntryType,
     FileSystem,
     HasStreams,
-    KeepsDeleted,
     NoProgress,
     Progress,
     Reader,
@@ -56,7 +55,6 @@ def find(
     sizes: Sequence[Range] = (),
     times: Sequence[tuple[str, Range]] = (),
     content: Content | None = None,
-    deleted: bool = False,
     progress: Progress | None = None,
 ) -> Iterator[Entry]:
     """The entries below ``start`` that match all that is given; ``start`` itself if it is no directory.
@@ -66,7 +64,6 @@ def find(
     - ``sizes`` in bytes; ``times`` are pairs of a field (``mtime_ns`` …) and its range.
     - ``content``: named streams are looked at too. One that matches is an entry of type FILE with the path
       ``path:stream`` and the size of the stream.
-    - ``deleted``: what was deleted below ``start`` instead of what is there; ``fs`` must be a KeepsDeleted.
     - ``onerror`` hears what cannot be read; ``progress`` of the bytes that were read.
     """
     tests: list[Test] = []
@@ -83,8 +80,7 @@ def find(
     if path is not None:
         tests.append(lambda entry: path(entry.path))
     streams = fs if isinstance(fs, HasStreams) else None  # asked once: it takes Python 20 µs
-    entries = deleted_below(fs, start, onerror) if deleted else _live(fs, start, onerror)
-    for entry in entries:
+    for entry in _entries(fs, start, onerror):
         if not _passes(tests, entry, onerror):
             continue
         if content is None:
@@ -105,21 +101,8 @@ def glob(pattern: bytes, *, ignore_case: bool) -> Test:
     return lambda entry: match(entry.name.decode("utf-8", "surrogateescape")) is not None
 
 
-def _live(fs: FileSystem, start: Entry, onerror: OnError) -> Iterator[Entry]:
+def _entries(fs: FileSystem, start: Entry, onerror: OnError) -> Iterator[Entry]:
     return walk(fs, start, onerror=onerror) if start.type is EntryType.DIRECTORY else iter([start])
-
-
-def deleted_below(fs: FileSystem, start: Entry, onerror: OnError) -> Iterator[Entry]:
-    """The deleted entries that lay at or below ``start``. Raises BrowseError where none are kept."""
-    if not isinstance(fs, KeepsDeleted):
-        raise BrowseError(f"deleted files of {fs.kind} cannot be found")
-    below = start.path.rstrip(b"/") + b"/"
-    try:
-        for entry in fs.deleted():
-            if entry.path.startswith(below) or entry.path == start.path:
-                yield entry
-    except ImagefsError as error:
-        onerror(error)
 
 
 def _passes(tests: Sequence[Test], entry: Entry, onerror: OnError) -> bool:

@@ -77,14 +77,14 @@ class Mft:
         self._piece = lru_cache(maxsize=_PIECES)(lambda piece: self._read(piece * self._step, self._step))
 
     def get(self, number: int) -> Record | None:
-        return decode(self._raw(number))
+        return decode(self.raw(number))
 
     def names(self, number: int) -> list[FileName] | None:
         """The names of a file, those of DOS aside, in use or not; None where they are not in one record."""
-        return decode_names(self._raw(number))
+        return decode_names(self.raw(number))
 
-    def _raw(self, number: int) -> bytes:
-        """A record as it lies there; nothing of one that there is not."""
+    def raw(self, number: int) -> bytes:
+        """The bytes of a record, in use or not; none where there is no such record."""
         if not 0 <= number < self._count:
             return b""
         piece, at = divmod(number, self._step)
@@ -110,7 +110,7 @@ def record_size(boot: bytes) -> int | None:
 
 def decode(raw: bytes) -> Record | None:
     """A record in use that stands alone, None for every other."""
-    fixed = _fixed(raw)
+    fixed = unfixed_record(raw)
     if fixed is None:
         return None
     _, _, _, _, sequence, links, at, flags, used, _ = _head(fixed)
@@ -150,7 +150,7 @@ def decode(raw: bytes) -> Record | None:
 
 def decode_names(raw: bytes) -> list[FileName] | None:
     """The names of a record, in use or not; None where it is damaged, or has parts elsewhere."""
-    fixed = _fixed(raw)
+    fixed = unfixed_record(raw)
     if fixed is None:
         return None
     _, _, _, _, _, _, at, _, used, _ = _head(fixed)
@@ -177,7 +177,7 @@ def decode_name(number: int, content: bytes) -> FileName | None:
     return FileName(number, len(content), name, struct.unpack_from("<4Q", content, 8))
 
 
-def _fixed(raw: bytes) -> bytes | None:
+def unfixed_record(raw: bytes) -> bytes | None:
     """A record with the last two bytes of each sector put back; None if it is torn or none."""
     if len(raw) < 48 or raw[:4] != b"FILE":
         return None

@@ -58,13 +58,16 @@ class ExtractReport:
         offset: int | None = None,
         length: int | None = None,
     ) -> None:
-        self.severities.add(severity)
-        self.codes.add(code)
-        if len(self.findings) >= MAX_FINDINGS:
-            self.dropped += 1
-            return
         files = (shown(entry),)
-        self.findings.append(Finding(severity, code, message, offset=offset, length=length, files=files))
+        self.add(Finding(severity, code, message, offset=offset, length=length, files=files))
+
+    def add(self, finding: Finding) -> None:
+        self.severities.add(finding.severity)
+        self.codes.add(finding.code)
+        if len(self.findings) < MAX_FINDINGS:
+            self.findings.append(finding)
+        else:
+            self.dropped += 1
 
     def left_out(self, entry: Entry, code: str, why: str) -> None:
         self.tell(entry, code, f"'{shown(entry)}' is left out: {why}")

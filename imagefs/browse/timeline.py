@@ -21,7 +21,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from imagefs.browse.find import deleted_below
 from imagefs.browse.names import safe_name
 from imagefs.browse.walk import OnError, walk
 from imagefs.errors import ImagefsError
@@ -61,10 +60,21 @@ def lines(fs: FileSystem, start: Entry, *, onerror: OnError) -> Iterator[Line]:
     """
     names = fs if isinstance(fs, HasNameTimes) else None  # asked once: each takes Python 20 µs
     streams = fs if isinstance(fs, HasStreams) else None
-    gone = deleted_below(fs, start, onerror) if isinstance(fs, KeepsDeleted) else ()
+    gone = _deleted_below(fs, start, onerror) if isinstance(fs, KeepsDeleted) else ()
     live = walk(fs, start, onerror=onerror) if start.type is EntryType.DIRECTORY else [start]
     for entry in chain(live, gone):
         yield from _lines(fs, names, streams, entry, onerror)
+
+
+def _deleted_below(fs: KeepsDeleted, start: Entry, onerror: OnError) -> Iterator[Entry]:
+    """The deleted entries that lay at or below ``start``."""
+    below = start.path.rstrip(b"/") + b"/"
+    try:
+        for entry in fs.deleted():
+            if entry.path.startswith(below) or entry.path == start.path:
+                yield entry
+    except ImagefsError as error:
+        onerror(error)
 
 
 def _lines(

@@ -15,6 +15,7 @@ import pytsk3
 
 from imagefs.browse import tskentry, usage, wof
 from imagefs.browse.content import MappedReader
+from imagefs.browse.deleted import Deleted
 from imagefs.browse.extinode import ExtInodes, read_superblock
 from imagefs.browse.extxattr import ExtAttributes
 from imagefs.browse.fatdentry import Dentries
@@ -25,7 +26,7 @@ from imagefs.browse.tskcontent import Contents
 from imagefs.browse.tskdir import Directories
 from imagefs.browse.tskhandle import TSK_ERRORS, Facts, Handle, reason
 from imagefs.errors import NotAFileSystem, PathNotFound
-from imagefs.interfaces import Entry, Named, NameTimes, Place, Reader, Stream
+from imagefs.interfaces import Entry, Named, NameTimes, Place, Reader, Stream, Whole
 
 _KINDS = {
     int(getattr(pytsk3, f"TSK_FS_TYPE_{constant}")): kind
@@ -185,6 +186,8 @@ class TskFileSystem:
             other=self._by_short_name,
         )
 
+        self._deleted = Deleted(handle, facts, self._maker, self)
+
     @property
     def label(self) -> str:
         return usage.label(self.kind, self._facts.reader, self._system_file)
@@ -230,6 +233,8 @@ class TskFileSystem:
         return self._directories.soon(folders)
 
     def open(self, entry: Entry, /) -> Reader:
+        if entry.deleted:
+            self._deleted.check(entry)
         return self._contents.open(entry)
 
     def streams(self, entry: Entry, /) -> list[Stream]:
@@ -273,6 +278,15 @@ class TskFileSystem:
             with self._handle.hold(f"'{printable(entry.path)}'") as info:
                 found = tskentry.name_times(info.open_meta(inode=number))
         return [tskentry.named_times(number, each) for each in found]
+
+    def deleted(self) -> Iterator[Entry]:
+        return self._deleted.entries()
+
+    def at(self, inode: str, /) -> Entry:
+        return self._deleted.at(inode)
+
+    def wholeness(self, entry: Entry, /) -> Whole:
+        return self._deleted.wholeness(entry)
 
     def close(self) -> None:
         self._handle.close()

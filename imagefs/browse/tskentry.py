@@ -189,6 +189,14 @@ def stream_entry(owner: Entry, stream: Stream) -> Entry:
     )
 
 
+def addressed(kind: str, streams: list[Stream], inode: str) -> Stream | None:
+    """The stream that an address of three numbers names where that is data, else the content."""
+    for stream in streams:
+        if kind == "ntfs" and stream.type == NTFS_DATA and inode.split("-")[1:] == ["128", str(stream.id)]:
+            return stream
+    return data_stream(kind, streams)
+
+
 def read_reparse(file: Any, streams: list[Stream]) -> reparse.Reparse | None:
     """The reparse point of an NTFS file, None when it has none."""
     for stream in streams:

@@ -16,7 +16,8 @@ ReadSystem = Callable[[int | bytes, int], bytes]
 
 #: The bitmap of 2 TiB in 4 KiB clusters; of larger volumes no figure is worth the reading.
 MAX_SYSTEM_FILE = 64 << 20
-EXFAT_SYSTEM = frozenset({b"$ALLOC_BITMAP", b"$UPCASE_TABLE"})
+EXFAT_BITMAP = b"$ALLOC_BITMAP"
+EXFAT_SYSTEM = frozenset({EXFAT_BITMAP, b"$UPCASE_TABLE"})
 _NTFS_BITMAP, _NTFS_VOLUME = 6, 3
 _NTFS_DATA, _NTFS_NAME = 128, 96
 _STEP = 1 << 20
@@ -49,7 +50,7 @@ def used_bytes(kind: str, reader: Reader, read_system: ReadSystem) -> int | None
             return None
         return (superblock.blocks - superblock.free_blocks) * superblock.block_size
     if kind == "exfat":
-        bitmap = read_system(b"$ALLOC_BITMAP", 1)
+        bitmap = read_system(EXFAT_BITMAP, 1)
         return _ones(bitmap) << (boot[108] + boot[109]) if 0 < len(bitmap) < MAX_SYSTEM_FILE else None
     if kind == "hfs":
         size, total, free = struct.unpack(">III", reader.read_at(1024 + 40, 12))

@@ -7,17 +7,29 @@ import os
 import stat as modes
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import click
 
-from imagefs.browse import walk
+from imagefs.browse import DeletedTree, walk
 from imagefs.cli.command import common, fat_zone_option
 from imagefs.cli.console import Console
+from imagefs.cli.deleted import (
+    check_inodes,
+    deleted_entry,
+    deleted_option,
+    entry_at,
+    inode_option,
+    only_deleted,
+    tell_whole,
+    whole_lead,
+    whole_row,
+)
 from imagefs.cli.details import details, stat_lines, with_streams
 from imagefs.cli.text import quote, size_text, time_json, time_text, valid_text
 from imagefs.cli.wiring import choose_image, open_disk, split_path
-from imagefs.errors import BrowseError, ImagefsError, IntegrityError
+from imagefs.errors import BrowseError, ImagefsError, IntegrityError, UsageError
 from imagefs.interfaces import Entry, EntryType, FileSystem, Volume
 from imagefs.ops.diskimage import DiskImage
 from imagefs.ops.source import describe_volumes
@@ -46,17 +58,23 @@ class Place:
         """The entry's path as a user writes it: ``/p2/etc/fstab``."""
         return shown_path(self.volume, entry)
 
+    def row(self, entry: Entry) -> dict[str, Any]:
+        return entry_row(self.shown(entry), entry) | whole_row(self.fs, entry)
+
 
 def shown_path(volume: int, entry: Entry) -> bytes:
     return b"/p%d" % volume + (b"" if entry.path == b"/" else entry.path)
 
 
 class Places:
-    """Looks PATHs up in one image; each volume is opened once."""
+    """Looks PATHs up in one image; each volume is opened once. ``tree`` makes that of its deleted files."""
 
-    def __init__(self, disk: DiskImage) -> None:
+    def __init__(self, console: Console, disk: DiskImage, *, tree: type[DeletedTree] = DeletedTree) -> None:
+        self._console = console
         self._disk = disk
+        self._tree = tree
         self._open: dict[int, FileSystem] = {}
+        self._trees: dict[int, DeletedTree] = {}
 
     def find(self, path: bytes) -> Place | None:
         """The place of ``path``; None for the root, which lists the volumes. Raises BrowseError."""
@@ -65,14 +83,41 @@ class Places:
             return None
         return Place(number, self.filesystem(number), self._lookup(number, inner))
 
-    def entry(self, path: bytes) -> Place:
-        """As ``find``, where the root will not do."""
-        place = self.find(path)
+    def entry(self, path: bytes, *, deleted: bool = False) -> Place:
+        """As ``find`` or ``deleted``, where the root will not do."""
+        place = self.deleted(path) if deleted else self.find(path)
         if place is None:
             raise BrowseError(
                 "/ is the list of volumes, not a file", hint="name a path in one, such as /p1/…"
             )
         return place
+
+    def deleted(self, path: bytes) -> Place | None:
+        """As ``find``, among the deleted files: ``fs`` is a tree of these."""
+        number, inner = split_path(path)
+        if number is None:
+            return None
+        fs = self.filesystem(number)
+        if number not in self._trees:
+            told = partial(incomplete, self._console)
+            self._trees[number] = self._tree(fs, onerror=told)
+        tree = self._trees[number]
+        return Place(number, tree, deleted_entry(tree, fs, inner))
+
+    def at(self, path: bytes, address: str) -> Place:
+        """The entry at an address of the volume that ``path`` names."""
+        number, _ = split_path(path)
+        if number is None:
+            raise UsageError("--inode goes with a PATH that names the volume", hint="such as /p1")
+        fs = self.filesystem(number)
+        return Place(number, fs, entry_at(fs, address))
+
+    def chosen(self, paths: tuple[str, ...], inodes: tuple[str, ...]) -> list[Place]:
+        """The places of ``paths``, or those at ``inodes`` of the volume that the only path names."""
+        check_inodes(paths, inodes)
+        if inodes:
+            return [self.at(os.fsencode(paths[0]), address) for address in inodes]
+        return [self.entry(os.fsencode(path)) for path in paths]
 
     def filesystem(self, number: int) -> FileSystem:
         if number not in self._open:
@@ -125,29 +170,49 @@ def write_name(console: Console, name: bytes, end: bytes) -> None:
 @click.option("-R", "--recursive", is_flag=True, help="Everything below as well.")
 @click.option("--streams", is_flag=True, help="Named streams too, as name:stream (NTFS, HFS+).")
 @click.option("-0", "--null", "null", is_flag=True, help="End names with NUL.")
+@deleted_option
 @fat_zone_option
 @common
 def ls(
-    console: Console, image: str, path: str, long: bool, recursive: bool, streams: bool, null: bool
+    console: Console,
+    image: str,
+    path: str,
+    long: bool,
+    recursive: bool,
+    streams: bool,
+    null: bool,
+    deleted: bool,
 ) -> None:  # fmt: skip
     """List PATH in IMAGE; without PATH, its volumes."""
     catalog, found = choose_image(console, image)
     with open_disk(catalog, found, fat_zone=console.fat_zone) as disk:
-        place = Places(disk).find(os.fsencode(path))
+        places = Places(console, disk)
+        place = (places.deleted if deleted else places.find)(os.fsencode(path))
         if place is None:
             list_volumes(console, disk)
             return
         entries = _listed(console, place, recursive=recursive)
         if streams:
             entries = with_streams(console, place.fs, entries)
+        if deleted and recursive:
+            entries = only_deleted(entries)
         if console.json_mode:
-            console.stream("entries", (entry_row(place.shown(each), each) for each in entries))
-            return
-        for each in entries if recursive else sorted(entries, key=lambda entry: entry.name):
-            name = place.shown(each) if recursive or each is place.entry else each.name
-            if long:
-                console.write(_long_lead(console, each))
-            write_name(console, name, b"\0" if null else b"\n")
+            console.stream("entries", (place.row(each) for each in entries))
+        else:
+            for each in entries if recursive else sorted(entries, key=lambda entry: entry.name):
+                name = place.shown(each) if recursive or each is place.entry else each.name
+                if long:
+                    console.write(_long_lead(console, each))
+                write_entry(console, place, each, name, null=null, deleted=deleted)
+
+
+def write_entry(
+    console: Console, place: Place, entry: Entry, name: bytes, *, null: bool, deleted: bool
+) -> None:
+    """A name; with ``deleted`` behind how whole it is and its address, but for names that end in NUL."""
+    if deleted and not null:
+        console.write(whole_lead(place.fs, entry))
+    write_name(console, name, b"\0" if null else b"\n")
 
 
 def _listed(console: Console, place: Place, *, recursive: bool) -> Iterator[Entry]:
@@ -217,14 +282,14 @@ def _volume_row(disk: DiskImage, volume: Volume, facts: dict[str, Any]) -> dict[
 @click.command()
 @click.argument("image")
 @click.argument("paths", metavar="PATH...", nargs=-1, required=True)
+@inode_option
 @fat_zone_option
 @common
-def cat(console: Console, image: str, paths: tuple[str, ...]) -> None:
+def cat(console: Console, image: str, paths: tuple[str, ...], inodes: tuple[str, ...]) -> None:
     """Write the content of files in IMAGE to stdout."""
     catalog, found = choose_image(console, image)
     with open_disk(catalog, found, fat_zone=console.fat_zone) as disk:
-        places = Places(disk)
-        for each in [places.entry(os.fsencode(path)) for path in paths]:
+        for each in Places(console, disk).chosen(paths, inodes):
             write_content(console, each)
 
 
@@ -234,6 +299,7 @@ def write_content(console: Console, place: Place) -> None:
         shown = quote(place.shown(place.entry))
         raise BrowseError(f"{shown} is a {place.entry.type}, not a file", path=shown)
     content = place.fs.open(place.entry)
+    tell_whole(console, place.fs, [(place.shown(place.entry), place.entry)])
     try:
         for offset in range(0, content.size, CAT_PIECE):
             console.write(content.read_at(offset, CAT_PIECE))
@@ -244,14 +310,14 @@ def write_content(console: Console, place: Place) -> None:
 @click.command()
 @click.argument("image")
 @click.argument("paths", metavar="PATH...", nargs=-1, required=True)
+@inode_option
 @fat_zone_option
 @common
-def stat(console: Console, image: str, paths: tuple[str, ...]) -> None:
+def stat(console: Console, image: str, paths: tuple[str, ...], inodes: tuple[str, ...]) -> None:
     """Everything the file system says of files in IMAGE."""
     catalog, found = choose_image(console, image)
     with open_disk(catalog, found, fat_zone=console.fat_zone) as disk:
-        places = Places(disk)
-        rows = [_stat_row(console, places.entry(os.fsencode(path))) for path in paths]
+        rows = [_stat_row(console, each) for each in Places(console, disk).chosen(paths, inodes)]
     console.document({"entries": rows})
     for row in rows:
         for line in stat_lines(row):
@@ -260,7 +326,7 @@ def stat(console: Console, image: str, paths: tuple[str, ...]) -> None:
 
 def _stat_row(console: Console, place: Place) -> dict[str, Any]:
     entry = place.entry
-    row = entry_row(place.shown(entry), entry) | {
+    row = place.row(entry) | {
         "nlink": entry.nlink,
         "atime": time_json(entry.atime_ns),
         "ctime": time_json(entry.ctime_ns),
@@ -268,7 +334,7 @@ def _stat_row(console: Console, place: Place) -> dict[str, Any]:
         "filesystem": place.fs.kind,
         "flags": list(entry.flags),
     }
-    if entry.type is EntryType.SYMLINK:
+    if entry.type is EntryType.SYMLINK and row.get("whole") != "unknown":
         row["target"] = place.fs.readlink(entry).decode("utf-8", "replace")
     if entry.rdev is not None:
         row["rdev"] = list(entry.rdev)

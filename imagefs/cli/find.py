@@ -13,13 +13,14 @@ import click
 
 from imagefs.browse import Content, HashSet, Range
 from imagefs.browse import find as find_in
-from imagefs.cli.browse import Place, Places, entry_row, incomplete, write_name
+from imagefs.cli.browse import Place, Places, incomplete, write_entry
 from imagefs.cli.command import common, fat_zone_option
 from imagefs.cli.console import Console
 from imagefs.cli.criteria import moment, needle_of_hex, needle_of_text, path_pattern, size_range
-from imagefs.cli.wiring import choose_image, open_disk, shown_disk, split_path
-from imagefs.errors import BrowseError, PathNotFound, UsageError
-from imagefs.interfaces import Entry, EntryType, KeepsDeleted, Progress
+from imagefs.cli.deleted import deleted_option, only_deleted
+from imagefs.cli.wiring import choose_image, open_disk, shown_disk
+from imagefs.errors import BrowseError, UsageError
+from imagefs.interfaces import Entry, EntryType, Progress
 from imagefs.ops.diskimage import DiskImage
 
 LETTERS = {"f": "file", "d": "directory", "l": "symlink", "p": "fifo", "s": "socket"}
@@ -90,7 +91,7 @@ def time_options(body: Callable[..., None]) -> Callable[..., None]:
 )
 @click.option("--contains", metavar="TEXT", multiple=True, help="TEXT is in it, as UTF-8 or UTF-16.")
 @click.option("--contains-hex", metavar="BYTES", multiple=True, help="These bytes are in it: 'de ad be ef'.")
-@click.option("--deleted", is_flag=True, help="Deleted files instead of those that are there.")
+@deleted_option
 @click.option("-0", "--null", "null", is_flag=True, help="End names with NUL.")
 @fat_zone_option
 @common
@@ -106,7 +107,7 @@ def find(console: Console, image: str, path: str, null: bool, **options: Any) ->
     with open_disk(catalog, found, fat_zone=console.fat_zone) as disk, console.progress() as progress:
         if asked.content is not None:
             shown_disk(disk, unreadable="zeros")  # which tells bad sectors from zeros, and reads ahead
-        places = Places(disk)
+        places = Places(console, disk)
         times = [
             (f"{field}_ns", span)
             for field in TIMES
@@ -118,10 +119,10 @@ def find(console: Console, image: str, path: str, null: bool, **options: Any) ->
         hits = _hits(console, starts, asked, times, progress)
         slow = asked.content is not None
         if console.json_mode:
-            console.stream("entries", (_row(place, entry) for place, entry in hits), flush=slow)
+            console.stream("entries", (place.row(entry) for place, entry in hits), flush=slow)
             return
         for place, entry in hits:
-            write_name(console, place.shown(entry), b"\0" if null else b"\n")
+            write_entry(console, place, entry, place.shown(entry), null=null, deleted=asked.deleted)
             if slow:
                 sys.stdout.flush()
 
@@ -198,37 +199,25 @@ def _times(
 def starts_of(
     console: Console, disk: DiskImage, places: Places, path: bytes, *, deleted: bool = False
 ) -> Iterator[Place]:
-    """Where to search: the place of ``path``, or the root of every volume that can be opened."""
-    number, inner = split_path(path)
-    if number is not None:
-        fs = places.filesystem(number)
-        if deleted and not isinstance(fs, KeepsDeleted):
-            raise BrowseError(f"deleted files of /p{number} cannot be found: it is {fs.kind}")
-        yield _deleted_place(places, number, inner) if deleted else places.entry(path)
+    """Where to search: the place of ``path``, or the root of every volume that can be opened; with ``deleted``
+    in the trees of their deleted files."""
+    look_up = places.deleted if deleted else places.find
+    place = look_up(path)
+    if place is not None:
+        yield place
         return
     for volume in disk.volumes:
         try:
-            fs = places.filesystem(volume.number)
+            places.filesystem(volume.number)
         except BrowseError as error:
             console.note(f"imagefs: {volume.id} is left out: {error.message}")
             continue
-        if deleted and not isinstance(fs, KeepsDeleted):
-            incomplete(console, BrowseError(f"deleted files of {volume.id} cannot be found: it is {fs.kind}"))
+        try:
+            place = look_up(f"/{volume.id}".encode())
+        except BrowseError as error:
+            incomplete(console, BrowseError(f"{volume.id} is left out: {error.message}"))
             continue
-        yield Place(volume.number, fs, fs.root())
-
-
-def _deleted_place(places: Places, number: int, inner: bytes) -> Place:
-    """A folder to look for deleted files in may be deleted itself: then its path alone must do."""
-    fs = places.filesystem(number)
-    try:
-        return Place(number, fs, fs.lookup(inner))
-    except PathNotFound:
-        below = inner.rstrip(b"/") + b"/"
-        assert isinstance(fs, KeepsDeleted)
-        if not any(each.path == inner or each.path.startswith(below) for each in fs.deleted()):
-            raise
-        return Place(number, fs, Entry(inner, EntryType.DIRECTORY, 0, ""))
+        yield from [place] if place is not None else []
 
 
 def _total(starts: list[Place]) -> int | None:
@@ -264,10 +253,9 @@ def _hits(
             sizes=asked.sizes,
             times=times,
             content=asked.content,
-            deleted=asked.deleted,
             progress=progress,
         )
-        for entry in found:
+        for entry in only_deleted(found) if asked.deleted else found:
             count += 1
             progress.tell({"hits": count})
             yield place, entry
@@ -280,10 +268,3 @@ def _path_test(place: Place, patterns: list[tuple[str, bool]]) -> Callable[[byte
     ]
     lead = b"/p%d" % place.volume
     return lambda path: all(test(lead + path) for test in tests)
-
-
-def _row(place: Place, entry: Entry) -> dict[str, Any]:
-    row = entry_row(place.shown(entry), entry)
-    if entry.deleted and isinstance(place.fs, KeepsDeleted):
-        row["whole"] = str(place.fs.wholeness(entry))
-    return row

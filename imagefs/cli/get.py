@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 
 import click
@@ -24,6 +24,14 @@ from imagefs.browse.manifest import ALGORITHMS
 from imagefs.cli.browse import Place, Places
 from imagefs.cli.command import common, fat_zone_option
 from imagefs.cli.console import Console
+from imagefs.cli.deleted import (
+    Recoverable,
+    check_inodes,
+    deleted_findings,
+    deleted_option,
+    distinct_names,
+    inode_option,
+)
 from imagefs.cli.text import quote, size_text
 from imagefs.cli.wiring import choose_image, open_disk, shown_disk
 from imagefs.errors import BrowseError, UsageError
@@ -62,6 +70,8 @@ Job = tuple[Place, bytes]
     "--hashes", metavar="LIST", help="Digests in the manifest: md5,sha1,sha256,sha512. Default: sha256."
 )
 @click.option("--verify", is_flag=True, help="Read back from the medium what was written, and compare.")
+@deleted_option
+@inode_option
 @common
 def get(
     console: Console,
@@ -71,6 +81,8 @@ def get(
     names: str,
     manifest: str | None,
     hashes: str | None,
+    deleted: bool,
+    inodes: tuple[str, ...],
     **flags: bool,
 ) -> None:
     """Take files and folders out of IMAGE.
@@ -86,14 +98,18 @@ def get(
     options = ExtractOptions(**flags, windows_names=windows)
     algorithms = _algorithms(hashes, manifest)
     _check(console, options, kind, to_stdout=dest == b"-")
-    if dest != b"-":
-        targets = plan_targets(sources, dest, is_dir=os.path.isdir(dest))
+    check_inodes(paths[:-1], inodes)
+    if not inodes:
+        targets = _targets(sources, dest)
     catalog, found = choose_image(console, image)
     with open_disk(catalog, found, fat_zone=console.fat_zone) as disk:
         reader = shown_disk(disk, unreadable="zeros")
         try:
-            places = Places(disk)
-            entries = [places.entry(source) for source in sources]
+            entries = _chosen(
+                Places(console, disk, tree=Recoverable), sources, deleted=deleted, inodes=inodes
+            )
+            if inodes:
+                targets = _targets(distinct_names([place.entry for place in entries]), dest)
             if options.resume and _is_begun(entries, dest):
                 console.note(f"imagefs: going on in {quote(dest)}, which holds what is in this PATH")
                 targets = [dest]
@@ -103,13 +119,28 @@ def get(
                     jobs = list(zip(entries, targets, strict=True))
                     _to_folder(console, jobs, options, record, report)
                 elif kind:
-                    jobs = list(zip(entries, plan_targets(sources, b"", is_dir=True), strict=True))
-                    _to_archive(console, jobs, kind, options, record, report)
+                    _to_archive(
+                        console, list(zip(entries, targets, strict=True)), kind, options, record, report
+                    )
                 else:
                     _to_stdout(console, entries, record, report)
+            for here in _by_volume([(place, b"") for place in entries]):
+                for finding in deleted_findings(here[0][0].fs, [place.entry for place, _ in here]):
+                    report.add(finding)
         finally:
             reader.close()
     _say(console, report, manifest, silent=dest == b"-")
+
+
+def _targets(names: list[bytes], dest: bytes) -> list[bytes]:
+    """Where each goes: on this machine, or in an archive on stdout."""
+    return plan_targets(names, b"" if dest == b"-" else dest, is_dir=dest == b"-" or os.path.isdir(dest))
+
+
+def _chosen(places: Places, sources: list[bytes], *, deleted: bool, inodes: Sequence[str]) -> list[Place]:
+    if inodes:
+        return [places.at(sources[0], address) for address in inodes]
+    return [places.entry(source, deleted=deleted) for source in sources]
 
 
 def _algorithms(hashes: str | None, manifest: str | None) -> tuple[str, ...]:

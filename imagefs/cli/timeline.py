@@ -37,7 +37,7 @@ def timeline(console: Console, image: str, path: str, as_csv: bool) -> None:
     where = b"/" + where if VOLUME.fullmatch(where) else where
     catalog, chosen = choose_image(console, image)
     with open_disk(catalog, chosen, fat_zone=console.fat_zone) as disk:
-        found = _lines(console, list(starts_of(console, disk, Places(disk), where)))
+        found = _lines(console, list(starts_of(console, disk, Places(console, disk), where)))
         if console.json_mode:
             console.stream("entries", (_row(place, line) for place, line in found))
         elif as_csv:

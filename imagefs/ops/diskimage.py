@@ -12,7 +12,10 @@ from dataclasses import dataclass
 from datetime import UTC, tzinfo
 from typing import Self
 
-from imagefs.block.views import ReaderFile, SliceReader
+import numpy as np
+import numpy.typing as npt
+
+from imagefs.block.views import MarkedReader, ReaderFile, SliceReader, merged
 from imagefs.errors import BrowseError, IntegrityError
 from imagefs.image.catalog import ImageInfo
 from imagefs.image.disk import VirtualDisk
@@ -34,6 +37,40 @@ class Chunk:
     length: int
     image: str
     digest: bytes | None
+
+
+class _SkipMarks:
+    """``reader``, whose extents tell what was not captured to the block: where a part of a chunk is in use, the
+    rest of it is stored as zeros, and only the image's own list of skipped ranges says so."""
+
+    def __init__(self, reader: Reader, disk: VirtualDisk) -> None:
+        self._reader = reader
+        self._disk = disk
+        self._lock = threading.Lock()
+        self._ranges: tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]] | None = None
+        self.size = reader.size
+
+    def read_at(self, offset: int, length: int, /) -> bytes:
+        return self._reader.read_at(offset, length)
+
+    def extents(self, offset: int, length: int, /) -> Iterator[Extent]:
+        first, end = self._skipped()
+        low = int(np.searchsorted(end, offset, "right"))
+        high = int(np.searchsorted(first, offset + length, "left"))
+        marked = MarkedReader(self._reader, first[low:high].tolist(), end[low:high].tolist(), State.SKIPPED)
+        return merged(marked.extents(offset, length))
+
+    def _skipped(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        with self._lock:
+            if self._ranges is None:
+                ranges = self._disk.chain.leaf.ranges()
+                these = ranges.state == State.SKIPPED
+                first = ranges.first[these].astype(np.int64)
+                self._ranges = first, first + ranges.count[these].astype(np.int64)
+            return self._ranges
+
+    def close(self) -> None:
+        """The reader is the disk's to close."""
 
 
 class DiskImage:
@@ -127,7 +164,9 @@ class DiskImage:
         """The file system of volume ``number``, closed with this image. Raises BrowseError."""
         from imagefs.browse import open_apart  # which verify and restore do not need
 
-        opened = open_apart(self.volume_reader(self.volume(number)), fat_zone=self.fat_zone)
+        volume = self.volume(number)
+        reader = SliceReader(_SkipMarks(self._reader, self.disk), volume.start, volume.length)
+        opened = open_apart(reader, fat_zone=self.fat_zone)
         with self._lock:
             self._open.append(opened)
         return opened

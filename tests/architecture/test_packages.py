@@ -32,7 +32,6 @@ OF_ESSENTIAL = {
     "tar",
     "true",
     "find",
-    "env",
     "grep",
 }
 

@@ -44,6 +44,13 @@ def visit(path):
             note(error)
         if counts["entries"] > 20000:
             break
+    try:
+        for number, entry in enumerate(fs.deleted() if hasattr(fs, "deleted") else ()):
+            fs.wholeness(entry)
+            if number > 5000:
+                break
+    except ImagefsError as error:
+        note(error)
     fs.close()
     return counts
 for name in sys.argv[1:]:

@@ -1,9 +1,8 @@
-"""Finding by what is in files: across pieces and holes, in streams, in deleted files, past damage."""
+"""Finding by what is in files: across pieces and holes, in streams, past damage."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -163,7 +162,6 @@ def forensic() -> ForensicFs:
         },
         named={b"/d": {b"s": b"a needle in a folder"}, b"/d/e": {b"t": b"needle", b"u": b"straw"}},
         damaged={b"/bad"},
-        gone=[file(path, deleted=True) for path in (b"/d/gone", b"/dx", b"/d")],
     )
 
 
@@ -200,21 +198,6 @@ def test_a_size_is_that_of_the_stream() -> None:
     hits = find(fs, fs.root(), onerror=lambda _: None, sizes=[Range(low=20)], content=words(b"needle"))
     assert [hit.path for hit in hits] == [b"/d:s"]
     assert fs.opened == [b"/d:s"], "nothing else is opened"
-
-
-def test_deleted_files_are_found_where_they_lay() -> None:
-    errors: list[ImagefsError] = []
-    fs = forensic()
-    everywhere = find(fs, fs.root(), onerror=errors.append, deleted=True)
-    assert [hit.path for hit in everywhere] == [b"/d/gone", b"/dx", b"/d"]
-    below = find(fs, folder(b"/d", "3"), onerror=errors.append, deleted=True, name=b"g*")
-    assert [hit.path for hit in below] == [b"/d/gone"]
-    under = find(fs, folder(b"/d", "3"), onerror=errors.append, deleted=True)
-    assert [hit.path for hit in under] == [b"/d/gone", b"/d"]
-    assert len(errors) == 3, "what ends the list is told"
-    plain = FakeFs({})
-    with pytest.raises(BrowseError, match="fake"):
-        list(find(plain, plain.root(), onerror=pytest.fail, deleted=True))
 
 
 def test_a_real_volume_against_grep_and_sha256sum(ext4: Path, staged: Path) -> None:

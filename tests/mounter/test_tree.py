@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from imagefs.block.views import BytesReader
 from imagefs.errors import BrowseError, IntegrityError, PathNotFound, StoreError
-from imagefs.interfaces import Entry, EntryType, Extent, FileSystem, State
+from imagefs.interfaces import Entry, EntryType, Extent, FileSystem, State, Whole
 from mounter.attributes import Attributes
 from mounter.entrycache import EntryCache
 from mounter.tree import MountTree, VolumeSpec
@@ -364,3 +364,68 @@ def test_a_disk_of_endless_runs_or_damaged_ones_mounts_all_the_same() -> None:
     )
     assert tree.find(b"/disk.raw").attributes.allocated == 30_000
     assert tree.find(b"/p1.raw").attributes.allocated == 20
+
+
+class KeepingFileSystem(FakeFileSystem):
+    """One that still knows two deleted files of the same name, and counts how often it was searched."""
+
+    searched = 0
+
+    def deleted(self) -> Iterator[Entry]:
+        self.searched += 1
+        yield file(b"/etc/gone", 5, inode="40")._replace(deleted=True)
+        yield file(b"/etc/gone", 6, inode="41")._replace(deleted=True)
+        yield directory(b"/$OrphanFiles/dir", inode="42")._replace(deleted=True)
+
+    def at(self, inode: str, /) -> Entry:
+        raise PathNotFound(inode)
+
+    def wholeness(self, entry: Entry, /) -> Whole:
+        return Whole.PARTLY if entry.inode == "41" else Whole.INTACT
+
+
+def keeping() -> KeepingFileSystem:
+    entries = [directory(b"/etc", inode="3"), file(b"/etc/gone", 4, inode="4")]
+    return KeepingFileSystem(entries, {b"/etc/gone~40": b"12345", b"/etc/gone~41": b"123456"})
+
+
+def test_deleted_files_have_a_tree_of_their_own_that_costs_nothing_until_entered() -> None:
+    filesystem = keeping()
+    tree = tree_over(filesystem)
+    assert b"deleted" in listing(tree, b"/")
+    assert stat.S_IMODE(tree.find(b"/deleted").attributes.mode) == 0o500, "for the owner of the mount"
+    assert set(listing(tree, b"/deleted")) == {b"p1"}
+    assert set(listing(tree, b"/p1")) == {b"etc"}
+    assert filesystem.searched == 0
+    assert set(listing(tree, b"/deleted/p1")) == {b"etc", b"$OrphanFiles"}
+    assert set(listing(tree, b"/deleted/p1/etc")) == {b"gone~40", b"gone~41"}
+    assert set(listing(tree, b"/deleted/p1/$OrphanFiles")) == {b"dir"}
+    assert content(tree, b"/deleted/p1/etc/gone~41") == b"123456"
+    assert filesystem.searched == 1
+
+
+def test_how_whole_a_deleted_file_is_can_be_asked() -> None:
+    tree = tree_over(keeping())
+    assert tree.states(tree.find(b"/deleted/p1/etc/gone~41")) == {"whole": "partly-overwritten"}
+    assert tree.states(tree.find(b"/deleted/p1/$OrphanFiles/dir")) == {"whole": "intact"}
+    assert "whole" not in tree.states(tree.find(b"/deleted/p1/etc"))
+
+
+def test_inode_numbers_of_deleted_files_are_stable_and_their_own() -> None:
+    paths = [b"/deleted", b"/deleted/p1", b"/deleted/p1/etc", b"/deleted/p1/etc/gone~40", b"/p1/etc", b"/p1"]
+    first, second = tree_over(keeping()), tree_over(keeping())
+    numbers = [first.find(path).attributes.inode for path in paths]
+    assert len(set(numbers)) == len(paths)
+    assert [second.find(path).attributes.inode for path in reversed(paths)] == numbers[::-1]
+
+
+def test_volumes_that_keep_no_deleted_files_show_none() -> None:
+    tree = MountTree(usual_spec(), log=[].append)
+    assert b"deleted" not in listing(tree, b"/")
+    for path in (b"/deleted", b"/deleted/p1", b"/deleted/p1/x"):
+        with pytest.raises(PathNotFound):
+            tree.find(path)
+    kept = tree_over(keeping())
+    for path in (b"/deleted/p2", b"/deleted/p1/nothing", b"/deleted/"):
+        with pytest.raises(PathNotFound):
+            kept.find(path)
