@@ -101,7 +101,7 @@ def run(*words: str | Path) -> None:
 
 
 def fio(path: Path, pattern: str, block: str) -> None:
-    words = ["--thread", "--readonly", "--numjobs=2", "--runtime=4", "--time_based", "--output-format=terse"]
+    words = ["--readonly", "--numjobs=2", "--runtime=4", "--time_based", "--output-format=terse"]
     run("fio", "--name=x", f"--filename={path}", f"--rw={pattern}", f"--bs={block}", *words)
 
 
