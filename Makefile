@@ -10,8 +10,8 @@ VENV := .venv
 # Debian 12 and Ubuntu 24.04; a|b are names of one thing in different releases.
 RUN_PACKAGES := fuse3
 DISK_PACKAGES := dosfstools e2fsprogs fdisk gdisk mtools ntfs-3g
-TEST_PACKAGES := acl attr btrfs-progs bzip2 ewf-tools exfat-fuse exfatprogs f2fs-tools fio fusefat gddrescue genisoimage hdparm libarchive-tools libcap2-bin libfuse2t64|libfuse2 libnbd-bin lz4 nbdkit ovmf partclone procps \
-	qemu-system-x86 qemu-utils rsync sleuthkit syslinux syslinux-common syslinux-efi time unzip wimtools xfsprogs xorriso xz-utils zstd
+TEST_PACKAGES := acl apfsprogs attr btrfs-progs bzip2 erofs-utils ewf-tools exfat-fuse exfatprogs f2fs-tools fio fusefat gddrescue genisoimage hdparm libarchive-tools libcap2-bin libfuse2t64|libfuse2 libnbd-bin lz4 nbdkit ovmf partclone procps \
+	qemu-system-x86 qemu-utils rsync sleuthkit squashfs-tools syslinux syslinux-common syslinux-efi time unzip wimtools xfsprogs xorriso xz-utils zstd
 BENCH_PACKAGES := borgbackup casync ewf-tools fio libnbd-bin ntfs-3g python3-pyfuse3 qemu-system-common qemu-utils restic sleuthkit time xmount zstd
 VENV_PACKAGES := $(shell $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || echo python3 python3-venv)
 
@@ -26,7 +26,7 @@ help:
 	@echo "make test       lint, types, layers and all fast tests"
 	@echo "make slow       soak tests, fuzzing, matrices"
 	@echo "make bench      measure beside qemu-img, borg, restic and zstd"
-	@echo "make install    for users: $(PREFIX) and the link $(BINDIR)/imagefs (PREFIX=, BINDIR=)"
+	@echo "make install    for users: $(PREFIX) and the link $(BINDIR)/imagefs (PREFIX=, BINDIR=, EXTRAS=apfs)"
 	@echo "make uninstall, make wheel, make clean"
 
 setup: packages $(VENV)/ready
@@ -63,7 +63,7 @@ install:
 	@umask 022 && set -e && copy=$$(mktemp -d) && trap 'rm -rf "$$copy"' EXIT && \
 	cp -R imagefs mounter pyproject.toml README.md LICENSE "$$copy" && \
 	$(PYTHON) -m venv --clear "$(PREFIX)" && \
-	"$(PREFIX)/bin/python" -m pip install --quiet "$$copy" && \
+	"$(PREFIX)/bin/python" -m pip install --quiet "$$copy$(if $(EXTRAS),[$(EXTRAS)])" && \
 	mkdir -p "$(BINDIR)" && ln -sfn "$(PREFIX)/bin/imagefs" "$(BINDIR)/imagefs" && \
 	echo "installed: $(BINDIR)/imagefs"
 

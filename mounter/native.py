@@ -62,6 +62,7 @@ DRIVERS: dict[str, tuple[Driver, ...]] = {
     "fat16": _FAT,
     "fat32": _FAT,
     "squashfs": (Driver("squashfs"),),
+    "erofs": (Driver("erofs"),),
     "iso9660": (Driver("iso9660"),),
     "udf": (Driver("udf"),),
     "hfs": (Driver("hfs"),),
@@ -119,7 +120,7 @@ class Natives:
                 native = NativeMount(wish.volume, point.directory, device, point.made)
                 self.mounts = (*self.mounts, native)
                 remember(self.mounts)
-                _mount(wish, device, point.directory)
+                mount_device(wish, device, point.directory)
 
     def _file(self, volume: str) -> str:
         return os.path.join(self._directory, f"{volume}.raw")
@@ -233,8 +234,8 @@ def _remove_loop(native: NativeMount, directory: str, *, lazy: bool) -> None:
 # -- mounting -------------------------------------------------------------------------------------
 
 
-def _mount(wish: NativeWish, device: str, directory: str) -> None:
-    """With the first driver that this system has."""
+def mount_device(wish: NativeWish, device: str, directory: str, *, more: str = "") -> None:
+    """With the first driver that this system has; ``more`` are further options."""
     missing = []
     for driver in DRIVERS[wish.kind]:
         options = (driver.read_write if wish.writable else driver.read_only).format(device=device)
@@ -242,15 +243,19 @@ def _mount(wish: NativeWish, device: str, directory: str) -> None:
             missing.append(driver)
             continue
         words = [driver.program] if driver.program else ["mount", "-t", driver.name]
-        output = _run([*words, "-o", f"{options},{_SAFE}", device, directory], _MOUNT_TIMEOUT)
+        output = _run(
+            [*words, "-o", ",".join(filter(None, (options, more, _SAFE))), device, directory], _MOUNT_TIMEOUT
+        )
         if not output.code:
             _make_safe(directory, writable=wish.writable)
             return
         if not driver.program and "unknown filesystem type" in output.stderr:
             missing.append(driver)
             continue
-        said = f"{wish.volume} ({wish.kind}) cannot be mounted on {directory}: {_reason(output)}"
-        raise MountError(said, hint=f"`imagefs ls` and the mount's {wish.volume} may still read it")
+        reason = _reason(output)
+        said = f"{wish.volume} ({wish.kind}) cannot be mounted on {directory}: {reason}"
+        hint = f"`imagefs ls` and the mount's {wish.volume} may still read it"
+        raise MountError(said, hint=hint, reason=reason)
     raise _no_driver(wish, missing)
 
 

@@ -9,7 +9,15 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from imagefs.errors import BrowseError, FormatError, ImagefsError, IntegrityError, PathNotFound, line_of
+from imagefs.errors import (
+    BrowseError,
+    FormatError,
+    ImagefsError,
+    IntegrityError,
+    NotAFileSystem,
+    PathNotFound,
+    line_of,
+)
 from imagefs.interfaces import Entry, FileSystem, ListsNames, Named, Reader
 from mounter.entrycache import EntryCache
 
@@ -56,7 +64,8 @@ class VolumeTree:
             try:
                 self._open()
             except (BrowseError, FormatError, IntegrityError) as error:
-                self._reason = error.message
+                needed = error.hint if isinstance(error, NotAFileSystem) else ""
+                self._reason = f"{error.message}; {needed}" if needed else error.message
                 return self._reason
             except ImagefsError as error:
                 self._log(line_of(error, self.spec.id))

@@ -1,8 +1,9 @@
-"""Opens whatever file system is on a volume: The Sleuth Kit first, pyfatfs where TSK refuses FAT, and our own
-reader for ISO 9660."""
+"""Opens whatever file system is on a volume: The Sleuth Kit first, then what TSK refuses or does not know. The
+adapters of those are loaded when a volume needs them."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, tzinfo
 from functools import partial
@@ -18,7 +19,7 @@ def open_filesystem(reader: Reader, *, fat_zone: tzinfo = UTC) -> FileSystem:
     NotAFileSystem names what the volume seems to be and the way out. Errors of the reader come
     through as they are. The parsers run in this process; ``apart.open_apart`` gives them one of their own.
     """
-    from imagefs.browse.iso9660 import open_iso  # parsers load when a volume needs them
+    from imagefs.browse.iso9660 import open_iso
     from imagefs.browse.tsk import open_tsk
 
     try:
@@ -26,6 +27,9 @@ def open_filesystem(reader: Reader, *, fat_zone: tzinfo = UTC) -> FileSystem:
         return open_iso(reader) if found.kind == "iso9660" else found
     except NotAFileSystem as error:
         refused = error
+    opener = _beyond_tsk(reader)
+    if opener is not None:
+        return opener(reader)
     from imagefs.browse.fat import open_fat
     from imagefs.browse.sniff import refusal
 
@@ -34,3 +38,15 @@ def open_filesystem(reader: Reader, *, fat_zone: tzinfo = UTC) -> FileSystem:
             return opener(reader)
     message, hint = refusal(reader, str(refused.data.get("reason", "")))
     raise NotAFileSystem(message, hint=hint) from refused
+
+
+def _beyond_tsk(reader: Reader) -> Callable[[Reader], FileSystem] | None:
+    if reader.read_at(0, 4) == b"XFSB":
+        from imagefs.browse.xfs import open_xfs
+
+        return open_xfs
+    if reader.read_at(32, 4) == b"NXSB":
+        from imagefs.browse.apfs import open_apfs
+
+        return open_apfs
+    return None

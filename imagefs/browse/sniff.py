@@ -66,5 +66,5 @@ def refusal(reader: Reader, reason: str) -> tuple[str, str]:
 
 def _hint(mountable: bool) -> str:
     if mountable:
-        return "mount the image and let the kernel mount the partition from its pN.raw"
-    return "mount the image and try the tools for it on the partition's pN.raw"
+        return "let the kernel mount the partition, which is pN.raw on a mount of the image"
+    return "try the tools for it on the partition, which is pN.raw on a mount of the image"

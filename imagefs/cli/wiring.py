@@ -15,10 +15,10 @@ from imagefs.block.readahead import ReadAhead
 from imagefs.block.views import MarkedReader, RefusingReader
 from imagefs.cli.console import Console, cache_folder, default_set
 from imagefs.cli.text import age_text, time_text
-from imagefs.errors import FormatError, StoreError, UsageError
+from imagefs.errors import FormatError, NotAFileSystem, StoreError, UsageError
 from imagefs.image.catalog import SUFFIX, Catalog, ImageInfo, read_info, scan
 from imagefs.image.select import select
-from imagefs.interfaces import Reader, State
+from imagefs.interfaces import FileSystem, Reader, State
 from imagefs.store import CacheFolder, LocalStore
 
 if TYPE_CHECKING:
@@ -114,9 +114,16 @@ def open_disk(
     from imagefs.ops.diskimage import DiskImage  # `list` does not need it
 
     disk = catalog.open_disk(info, **({"cache_bytes": cache_bytes} if cache_bytes else {}))
-    image = DiskImage(disk, info)
+    image = DiskImage(disk, info, other=open_by_kernel)
     image.fat_zone = fat_zone
     return image
+
+
+def open_by_kernel(reader: Reader, refused: NotAFileSystem) -> FileSystem:
+    """What only the kernel can read; loaded when something is refused."""
+    from mounter import kernel
+
+    return kernel.open_by_kernel(reader, refused)
 
 
 def shown_disk(image: DiskImage, *, unreadable: str) -> Reader:

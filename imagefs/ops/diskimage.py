@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, tzinfo
 from typing import Self
@@ -16,11 +16,14 @@ import numpy as np
 import numpy.typing as npt
 
 from imagefs.block.views import MarkedReader, ReaderFile, SliceReader, merged
-from imagefs.errors import BrowseError, IntegrityError
+from imagefs.errors import BrowseError, IntegrityError, NotAFileSystem
 from imagefs.image.catalog import ImageInfo
 from imagefs.image.disk import VirtualDisk
 from imagefs.interfaces import Extent, FileSystem, Finding, Reader, State, Volume
 from imagefs.volume import VolumeTable, read_table
+
+#: Opens what ``open_filesystem`` refuses, or raises NotAFileSystem too.
+OtherOpener = Callable[[Reader, NotAFileSystem], FileSystem]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +84,7 @@ class DiskImage:
     ...     disk.filesystem(2).lookup(b"/etc/fstab")
     """
 
-    def __init__(self, disk: VirtualDisk, info: ImageInfo) -> None:
+    def __init__(self, disk: VirtualDisk, info: ImageInfo, *, other: OtherOpener | None = None) -> None:
         self.disk = disk
         self._reader: Reader = disk
         self.info = info
@@ -90,6 +93,7 @@ class DiskImage:
         self._lock = threading.Lock()
         self._table: VolumeTable | None = None
         self._open: list[FileSystem] = []
+        self._other = other
 
     @property
     def size(self) -> int:
@@ -166,7 +170,12 @@ class DiskImage:
 
         volume = self.volume(number)
         reader = SliceReader(_SkipMarks(self._reader, self.disk), volume.start, volume.length)
-        opened = open_apart(reader, fat_zone=self.fat_zone)
+        try:
+            opened = open_apart(reader, fat_zone=self.fat_zone)
+        except NotAFileSystem as error:
+            if self._other is None:
+                raise
+            opened = self._other(reader, error)
         with self._lock:
             self._open.append(opened)
         return opened

@@ -17,7 +17,7 @@ __all__ = ["KINDS", "FileSystemFacts", "probe", "rivals"]
 #: Every ``kind`` there is; those of FileSystem.kind have the same word here, except ``hfs+``.
 KINDS = frozenset(
     {"ntfs", "fat12", "fat16", "fat32", "exfat", "refs", "bitlocker", "hfs", "hfs+", "apfs"}
-    | {"ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "squashfs", "iso9660", "udf"}
+    | {"ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "squashfs", "erofs", "iso9660", "udf"}
     | {"swap", "luks", "lvm2", "raid"}
 )
 
@@ -35,6 +35,7 @@ _PROBES: tuple[Callable[[Window], FileSystemFacts | None], ...] = (
     windows.probe_refs,
     linux.probe_xfs,
     linux.probe_squashfs,
+    linux.probe_erofs,
     linux.probe_f2fs,
     fat.probe,
     apple.probe_apfs,

@@ -53,7 +53,7 @@ def test_options_never_write_unless_asked(monkeypatch: pytest.MonkeyPatch, kind:
     everything = [driver.name for driver in DRIVERS[kind]], [driver.program for driver in DRIVERS[kind]]
     for writable in (False, True):
         host = Host(monkeypatch, kernel=everything[0], programs=everything[1])
-        native._mount(wish(kind, writable=writable), "/dev/loop7", "/n")
+        native.mount_device(wish(kind, writable=writable), "/dev/loop7", "/n")
         first, second = host.ran
         for words in host.ran:
             options = words[words.index("-o") + 1].split(",")
@@ -68,19 +68,19 @@ def test_options_never_write_unless_asked(monkeypatch: pytest.MonkeyPatch, kind:
 
 def test_the_next_driver_is_tried_and_a_missing_one_named(monkeypatch: pytest.MonkeyPatch) -> None:
     host = Host(monkeypatch, kernel=[], programs=["mount.exfat-fuse"])
-    native._mount(wish("exfat"), "/dev/loop7", "/n")
+    native.mount_device(wish("exfat"), "/dev/loop7", "/n")
     assert [words[0] for words in host.ran] == ["mount", "mount.exfat-fuse", "mount"]
     Host(monkeypatch, kernel=["ntfs3"], programs=[])
-    native._mount(wish("ntfs"), "/dev/loop7", "/n")
+    native.mount_device(wish("ntfs"), "/dev/loop7", "/n")
     Host(monkeypatch, kernel=[], programs=[])
     for kind, package in (("exfat", "exfat-fuse"), ("ntfs", "ntfs-3g"), ("fat16", "fusefat")):
         with pytest.raises(MountError) as caught:
-            native._mount(wish(kind), "/dev/loop7", "/n")
+            native.mount_device(wish(kind), "/dev/loop7", "/n")
         assert "this kernel has no driver" in caught.value.message
         assert "is not installed" in caught.value.message
         assert caught.value.hint == f"apt install {package}"
     with pytest.raises(MountError, match="no driver for xfs") as caught:
-        native._mount(wish("xfs"), "/dev/loop7", "/n")
+        native.mount_device(wish("xfs"), "/dev/loop7", "/n")
     assert caught.value.exit_code == 50
 
 

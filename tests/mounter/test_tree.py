@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imagefs.block.views import BytesReader
-from imagefs.errors import BrowseError, IntegrityError, PathNotFound, StoreError
+from imagefs.errors import BrowseError, IntegrityError, NotAFileSystem, PathNotFound, StoreError
 from imagefs.interfaces import Entry, EntryType, Extent, FileSystem, State, Whole
 from mounter.attributes import Attributes
 from mounter.entrycache import EntryCache
@@ -192,6 +192,15 @@ def test_damage_is_remembered_but_an_absent_store_is_asked_again() -> None:
     assert log == ["p1: store: the share is away"]
     assert {b"p1", b"p2.txt"} <= set(listing(tree, b"/"))
     assert content(tree, b"/p2.txt") == b"p2 shows no files: chunk 0 fails its check\n"
+
+
+def test_the_text_says_what_is_needed() -> None:
+    def refused() -> FileSystem:
+        raise NotAFileSystem("the volume is btrfs", hint="run it with sudo")
+
+    spec = spec_of(BytesReader(b""), VolumeSpec("p2", BytesReader(b""), refused))
+    tree = MountTree(spec, log=[].append)
+    assert content(tree, b"/p2.txt") == b"p2 shows no files: the volume is btrfs; run it with sudo\n"
 
 
 def test_a_parser_that_crashes_costs_one_tree() -> None:

@@ -181,6 +181,7 @@ MAGICS = {
     "luks": [(0, b"LUKS\xba\xbe\0\x02")],
     "swap": [(4086, b"SWAPSPACE2"), (1024, b"\x01\0\0\0")],
     "squashfs": [(0, b"hsqs"), (12, b"\0\0\x02\0"), (28, b"\x04\0")],
+    "erofs": [(1024, b"\xe2\xe1\xf5\xe0"), (1036, b"\x0c")],
 }
 
 

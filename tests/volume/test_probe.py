@@ -31,6 +31,7 @@ WORDS = {
 KNOWN = frozenset(WORDS.get(kind, kind) for kind in KINDS)
 #: Where we differ from blkid, and why.
 DIFFERENT = {
+    "erofs-minix-magic": "EROFS whose data looks like minix, so that blkid is not sure",
     "mdraid": "superblock 0.90 is not looked for: the mirror's file system is what is found",
     "swap-luks": "swap was made over LUKS, of which blkid finds the second header; the later one wins here",
     "tuxonice": "a hibernated swap space is swap",

@@ -86,6 +86,19 @@ def probe_f2fs(window: Window) -> FileSystemFacts | None:
     )
 
 
+def probe_erofs(window: Window) -> FileSystemFacts | None:
+    block = window.at(1024, 128)
+    if block[:4] != b"\xe2\xe1\xf5\xe0" or not 9 <= block[12] <= 16:
+        return None
+    return FileSystemFacts(
+        kind="erofs",
+        label=text(block[64:80]),
+        uuid=dashed(block[48:64]),
+        size=int.from_bytes(block[36:40], "little") << block[12],
+        block_size=1 << block[12],
+    )
+
+
 def probe_squashfs(window: Window) -> FileSystemFacts | None:
     block = window.at(0, 96)
     block_size = int.from_bytes(block[12:16], "little")
