@@ -76,6 +76,8 @@ def ours(fs: TskFileSystem) -> Iterator[tuple[bytes, ...]]:
         head, *rest = body(line, b"/p1").rstrip(b"\n").rsplit(b"|", 9)
         inode, mode, *facts = rest
         name = head.removeprefix(b"0|")
+        if fs.kind == "hfs" and name.endswith(b":rsrc"):
+            continue  # fls has no lines for resource forks
         if fs.kind == "ntfs":
             if b":" in name:
                 inode = inode.split(b"-")[0]

@@ -119,7 +119,7 @@ def cycle(room: Path) -> None:
 def soak(room: Path, seconds: float) -> None:
     mnt = room / "mnt"
     pid = mounted(room, "set")
-    trees = [mnt / name for name in os.listdir(mnt) if (mnt / name).is_dir()]
+    trees = [mnt / name for name in os.listdir(mnt) if (mnt / name).is_dir() and name != "deleted"]
     assert len(trees) == 3
     load = Load(seconds)
 
