@@ -25,6 +25,7 @@ from benchmarks.mounts import (
 )
 from benchmarks.rows import Figure, LeftOut, Row
 from benchmarks.scale import GiantSet, giant_set
+from benchmarks.taking import taking
 from benchmarks.trees import tar, trees
 from benchmarks.workshop import Workshop
 from imagefs.block.devices import open_source
@@ -323,6 +324,7 @@ GROUPS: dict[str, Group] = {
     "chain": chain,
     "trees": trees,
     "tar": tar,
+    "get": taking,
     "scale": scale,
     "memory": memory,
 }
