@@ -7,6 +7,7 @@ A disk is anything that answers ``read_at(offset, length)``.
 from __future__ import annotations
 
 import enum
+import stat
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -199,6 +200,22 @@ class EntryType(enum.StrEnum):
     OTHER = "other"
 
     __hash__ = str.__hash__  # Enum's own is written in Python, and every look-up by type pays for it
+
+    @classmethod
+    def of_mode(cls, mode: int) -> EntryType:
+        """By the type bits of a Unix mode (``st_mode``)."""
+        return _OF_MODE.get(stat.S_IFMT(mode), cls.OTHER)
+
+
+_OF_MODE = {
+    stat.S_IFREG: EntryType.FILE,
+    stat.S_IFDIR: EntryType.DIRECTORY,
+    stat.S_IFLNK: EntryType.SYMLINK,
+    stat.S_IFBLK: EntryType.DEVICE,
+    stat.S_IFCHR: EntryType.DEVICE,
+    stat.S_IFIFO: EntryType.FIFO,
+    stat.S_IFSOCK: EntryType.SOCKET,
+}
 
 
 class Entry(NamedTuple):

@@ -21,15 +21,6 @@ from imagefs.browse.names import join, printable, repeated, safe_name, shown_nam
 from imagefs.errors import BrowseError, NotAFileSystem, PathNotFound
 from imagefs.interfaces import Entry, EntryType, Place, Reader, Stream
 
-_TYPES = {
-    stat.S_IFREG: EntryType.FILE,
-    stat.S_IFDIR: EntryType.DIRECTORY,
-    stat.S_IFLNK: EntryType.SYMLINK,
-    stat.S_IFBLK: EntryType.DEVICE,
-    stat.S_IFCHR: EntryType.DEVICE,
-    stat.S_IFIFO: EntryType.FIFO,
-    stat.S_IFSOCK: EntryType.SOCKET,
-}
 #: What the library itself makes use of, or what is given as a stream.
 _FORK = "com.apple.ResourceFork"
 _INTERNAL = frozenset({_FORK, "com.apple.decmpfs", "com.apple.fs.symlink"})
@@ -253,7 +244,7 @@ class ApfsFileSystem:
 
     def _entry(self, path: bytes, volume: int, file: Any) -> Entry:
         mode = int(file.file_mode or 0)
-        kind = _TYPES.get(stat.S_IFMT(mode), EntryType.OTHER)
+        kind = EntryType.of_mode(mode)
         several = len(self._volumes) > 1
         target = file.symbolic_link_target if kind is EntryType.SYMLINK else None
         return Entry(

@@ -23,15 +23,6 @@ from imagefs.browse.names import join, parts, printable
 from imagefs.errors import BrowseError, ImagefsError, PathNotFound
 from imagefs.interfaces import Entry, EntryType, Extent, Named, Place, Reader, State
 
-_TYPES = {
-    stat.S_IFREG: EntryType.FILE,
-    stat.S_IFDIR: EntryType.DIRECTORY,
-    stat.S_IFLNK: EntryType.SYMLINK,
-    stat.S_IFBLK: EntryType.DEVICE,
-    stat.S_IFCHR: EntryType.DEVICE,
-    stat.S_IFIFO: EntryType.FIFO,
-    stat.S_IFSOCK: EntryType.SOCKET,
-}
 _SAFELY = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FOLDER = _SAFELY | os.O_DIRECTORY
 _READ = 1 << 20
@@ -196,7 +187,7 @@ class FolderFileSystem:
         return self._entry(path, facts, lambda: self._tree_of(facts.st_dev, folder, name))
 
     def _entry(self, path: bytes, facts: os.stat_result, tree: Callable[[], str]) -> Entry:
-        kind = _TYPES.get(stat.S_IFMT(facts.st_mode), EntryType.OTHER)
+        kind = EntryType.of_mode(facts.st_mode)
         device = kind is EntryType.DEVICE
         return Entry(
             path,

@@ -19,15 +19,6 @@ from imagefs.browse.xfsdisk import DEVICE, LOCAL, Disk, Inode, broken, read_supe
 from imagefs.errors import BrowseError, PathNotFound
 from imagefs.interfaces import Entry, EntryType, Named, Place, Reader
 
-_TYPES = {
-    stat.S_IFREG: EntryType.FILE,
-    stat.S_IFDIR: EntryType.DIRECTORY,
-    stat.S_IFLNK: EntryType.SYMLINK,
-    stat.S_IFBLK: EntryType.DEVICE,
-    stat.S_IFCHR: EntryType.DEVICE,
-    stat.S_IFIFO: EntryType.FIFO,
-    stat.S_IFSOCK: EntryType.SOCKET,
-}
 _MAX_LINK = 1024
 _LINK_HEAD = 56
 _KEPT_NAMES = 100_000
@@ -185,7 +176,7 @@ def _made(disk: Disk, path: bytes, name: Name) -> Entry:
 
 
 def _entry(path: bytes, inode: Inode) -> Entry:
-    kind = _TYPES.get(stat.S_IFMT(inode.mode), EntryType.OTHER)
+    kind = EntryType.of_mode(inode.mode)
     rdev = None
     if kind is EntryType.DEVICE and inode.data.format == DEVICE and len(inode.data.raw) >= 4:
         number = struct.unpack_from(">I", inode.data.raw)[0]
