@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import random
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -48,21 +49,27 @@ def test_too_few_samples_are_no_proof() -> None:
     assert growth(run_of(100)[:14])
 
 
+LEAKY = """
+import os, sys, threading
+kept = []
+for at, _ in enumerate(sys.stdin):
+    kept.append((bytearray(os.urandom(2 << 20)), os.dup(0)))
+    if at % 10 == 0:
+        threading.Thread(target=threading.Event().wait, daemon=True).start()
+os._exit(0)
+"""
+
+
 def test_it_watches_a_real_process() -> None:
-    """Ourselves, while we leak a little of everything."""
-    kept: list[object] = []
-    with Watch(os.getpid(), 0.01) as watch:
-        hold = threading.Event()
-        for at in range(60):  # each leak is seen before the next, however slow the machine is
-            kept.append(bytearray(os.urandom(2 * MIB)))
-            kept.append(os.dup(0))
-            if at % 10 == 0:
-                threading.Thread(target=hold.wait, daemon=True).start()
-            seen = len(watch.samples)
-            while len(watch.samples) < seen + 2:
-                threading.Event().wait(0.005)
-    hold.set()
-    for each in kept:
-        if isinstance(each, int):
-            os.close(each)
+    """One that leaks a little of everything, each leak seen before the next, however slow the machine is."""
+    with subprocess.Popen([sys.executable, "-c", LEAKY], stdin=subprocess.PIPE, text=True) as leaky:
+        assert leaky.stdin is not None
+        with Watch(leaky.pid, 0.01) as watch:
+            for _ in range(60):
+                leaky.stdin.write("more\n")
+                leaky.stdin.flush()
+                seen = len(watch.samples)
+                while len(watch.samples) < seen + 2:
+                    threading.Event().wait(0.005)
+        leaky.stdin.close()
     assert {word.split()[0] for word in growth(watch.samples)} == {"memory", "files", "threads"}
