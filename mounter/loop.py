@@ -78,6 +78,7 @@ class RequestLoop:
         self._wake = os.eventfd(0)
         self._lock = threading.Lock()
         self._stopped = False
+        self._forgetter = threading.Thread()
 
     def stop(self) -> None:
         """End the loop now, wherever it waits. Safe to call at any time."""
@@ -119,8 +120,9 @@ class RequestLoop:
         others = [
             threading.Thread(target=self._answer, args=(session, descriptor), name=name) for name in names
         ]
-        others.append(threading.Thread(target=self._ask_to_forget, args=(descriptor,), name="fuse-forget"))
-        for thread in others:
+        self._forgetter = threading.Thread(target=self._ask_to_forget, args=(descriptor,), name="fuse-forget")
+        others.append(self._forgetter)
+        for thread in reversed(others):
             thread.start()
         try:
             self._answer(session, descriptor)
@@ -130,7 +132,8 @@ class RequestLoop:
                 thread.join()
 
     def _answer(self, session: int, descriptor: int) -> None:
-        """Requests one by one, until the mount is gone or the loop is stopped."""
+        """Requests one by one, until the mount is gone or the loop is stopped; then for as long as the kernel
+        lets the forgetter wait for somebody who waits for an answer of ours."""
         memory = bytearray(_request_bytes())
         held = (ctypes.c_char * len(memory)).from_buffer(memory)
         request = _Buffer(mem=ctypes.addressof(held), fd=-1)
@@ -140,7 +143,7 @@ class RequestLoop:
         into: Sequence[bytearray] = [memory]
         shown = memoryview(memory)
         opcode_of, readv = _IN_HEADER.unpack_from, os.readv
-        while not self._stopped:
+        while not self._stopped or self._forgetter.is_alive():
             try:
                 length = readv(descriptor, into)
             except BlockingIOError:

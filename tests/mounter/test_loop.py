@@ -165,6 +165,27 @@ def test_an_answer_nobody_waits_for_is_taken_back(monkeypatch: pytest.MonkeyPatc
     assert made.requests.taken_back == [(READ, Pattern.data[:4])]
 
 
+def test_who_waits_for_us_is_answered_as_long_as_the_forgetter_waits_for_them() -> None:
+    made = Kernel(2)
+    reached, held = threading.Event(), threading.Event()
+
+    def to_forget() -> bytes | None:
+        reached.set()
+        held.wait(20)
+        return None
+
+    made.requests.to_forget = to_forget  # type: ignore[method-assign]
+    made.thread.start()
+    made.requests.crowded.set()
+    assert reached.wait(20)
+    made.loop.stop()
+    made.read(3, 7, 0, 4)
+    assert made.answer() == (3, 0, Pattern.data[:4])
+    held.set()
+    made.thread.join(20)
+    assert made.codes == [0]
+
+
 def test_libfuse_can_end_it(kernel: Kernel) -> None:
     kernel.exited = True
     kernel.send(INIT, 11)
