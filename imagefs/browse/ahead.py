@@ -13,7 +13,9 @@ from collections.abc import Iterable, Sequence
 from imagefs.interfaces import Entry, EntryType, Named
 
 #: So many folders in a walk's order make a walk; so many of the next ones are named in a request.
-_SURE, _NAMED = 4, 24
+_SURE, _NAMED = 4, 40
+#: With fewer listings than that in hand, more are fetched.
+_LOW = 40
 #: After a guess that was wrong or deadly, so many folders are listed by themselves.
 _REST = 500
 _MOST = 100_000
@@ -47,6 +49,14 @@ class Ahead:
                 self._listed, self._hits = {}, -_REST
             named = self._stack[: -_NAMED - 1 : -1] if self._hits >= _SURE else []
             return None, named, len(self._stack)
+
+    def has(self, method: str, folder: Entry) -> bool:
+        """Whether the listing of a folder is known."""
+        return (method, folder.inode, folder.path) in self._listed
+
+    def is_low(self) -> bool:
+        """Whether few listings are left."""
+        return len(self._listed) < _LOW
 
     def expect(self, found: Found, place: int) -> None:
         """A portion of a listing of the folder that belongs at ``place``: who reads all of it first will ask

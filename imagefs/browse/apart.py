@@ -11,6 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import tzinfo
 from functools import partial
 from typing import Any, TypeVar
@@ -31,6 +32,7 @@ _SHARED = ("names", "streams", "open_stream", "xattrs", "name_times", "deleted",
 #: A file system is given up after so many deaths in so many seconds; what was asked then fails at once for as
 #: long as that.
 _MAX_DEATHS, _WITHIN = 12, 900.0
+_GO_ON = dumps(["go on"])
 
 
 def open_apart(reader: Reader, *, limits: Limits | None = None, **options: Any) -> FileSystem:
@@ -54,6 +56,8 @@ class ApartFileSystem:
         self._lock = threading.Lock()
         self._closed = False
         self._ahead = Ahead()
+        #: The listings that were asked for on suspicion, while nobody waits for them.
+        self._guess = ""
         self._deaths: deque[float] = deque(maxlen=_MAX_DEATHS)
         self._deadly: dict[bytes, tuple[float, str]] = {}
         try:
@@ -114,6 +118,8 @@ class ApartFileSystem:
 
     def _folder(self, method: str, folder: Entry) -> Iterator[Entry | Named]:
         """The listing of a folder, perhaps with those that will be asked for next."""
+        if self._guess:
+            self._help(method, folder)
         known, ahead, place = self._ahead.take(method, folder)
         if known is not None:
             return iter(known)
@@ -131,7 +137,61 @@ class ApartFileSystem:
         (_, _, found), *others = answer.split()
         self._ahead.expect(found, place)
         self._ahead.keep(method, others)
+        if answer.more:
+            with self._lock:
+                self._go_on(method)
         return iter(found)
+
+    # -- asking on suspicion: while one portion of a walk is looked at, the worker makes the next ---
+
+    def _go_on(self, method: str) -> None:
+        if self._worker is not None and not self._guess and not self._closed:
+            with self._on_suspicion():
+                self._worker.begin(_GO_ON)
+                self._guess = method
+
+    def _help(self, method: str, folder: Entry) -> None:
+        """Answer the worker's reads. Where its answer is needed now, or there and soon needed, take it in."""
+        needed = not self._ahead.has(method, folder)
+        if not self._lock.acquire(blocking=needed):
+            return
+        try:
+            ready = needed
+            if self._worker is not None and self._guess and not needed:
+                with self._on_suspicion():
+                    ready = self._worker.serve() and self._ahead.is_low()
+            guess = self._guess
+            if ready and self._settle():
+                self._go_on(guess)
+        finally:
+            self._lock.release()
+
+    def _settle(self) -> bool:
+        """Wait for the answer to what was asked on suspicion, and keep it; whether there is more of it."""
+        method, self._guess = self._guess, ""
+        if not method or self._worker is None:
+            return False
+        with self._on_suspicion():
+            answer = _understood(*self._worker.finish(), "the file system")
+            if not isinstance(answer, _Portion):
+                raise _nonsense()
+            self._ahead.keep(method, answer.split()[1:])
+            return bool(answer.more)
+        return False
+
+    @contextmanager
+    def _on_suspicion(self) -> Iterator[None]:
+        """What fails is nobody's answer: those who ask for it will hear of it."""
+        try:
+            yield
+        except (ImagefsError, WireError, WorkerDied) as error:
+            self._ahead.rest()
+            if not isinstance(error, ImagefsError):
+                self._forget()
+                self._deaths.append(time.monotonic())
+        except BaseException:
+            self._forget()
+            raise
 
     def _listing(
         self, answer: _Portion, method: str, args: tuple[Any, ...], place: int | None = None
@@ -170,6 +230,7 @@ class ApartFileSystem:
         body = self._opening if request is None else dumps(request)
         shown = _shown(args or (request or ())[3:])
         with self._lock:
+            self._settle()
             self._check(body)
             try:
                 if self._worker is None or request is None:
@@ -222,16 +283,17 @@ class ApartFileSystem:
         return BrowseError(message, hint="the file system is damaged there; the rest can still be read")
 
     def _forget(self) -> None:
-        worker, self._worker = self._worker, None
+        worker, self._worker, self._guess = self._worker, None, ""
         if worker is not None:
             worker.kill()
 
 
 class _Portion:
-    """A part of a listing: entries, the number to go on with, the error that ended it; further folders."""
+    """A part of a listing: entries, the number to go on with, the error that ended it; further folders, and
+    whether there are more of these."""
 
     def __init__(self, body: bytes) -> None:
-        (self.number, self.error, self._folders), self.found = unpack_portion(body)
+        (self.number, self.error, self._folders, self.more), self.found = unpack_portion(body)
 
     def split(self) -> list[tuple[str, bytes, Found]]:
         """(address, path, listing) of each folder, the one that was asked for first and without a name."""

@@ -185,6 +185,29 @@ class NtfsNames:
         return _index_entries(block[24:], damage, start, short=self._short)
 
 
+class KnownNames:
+    """The names of a small directory, read once."""
+
+    def __init__(self, names: Names) -> None:
+        self.size = names.size
+        self._damage = Damage()
+        self._blocks = list(names.blocks(self._damage))
+
+    def all(self) -> Iterator[Name]:
+        return (each for _, block in self._blocks for each in block)
+
+    def blocks(self, damage: Damage) -> Iterator[tuple[int, list[Name]]]:
+        damage.blocks, damage.first, damage.error = (
+            self._damage.blocks,
+            self._damage.first,
+            self._damage.error,
+        )
+        return iter(self._blocks)
+
+    def block(self, start: int) -> list[Name]:
+        return dict(self._blocks)[start]
+
+
 def _blocks(content: Reader, first: int, end: int, size: int, damage: Damage) -> Iterator[tuple[int, bytes]]:
     """The blocks that can be read; of a stretch that cannot, each block is tried by itself."""
     step = max(size, _STEP // size * size)

@@ -6,6 +6,7 @@ One message is under way at a time: who asks waits, and answers what it is asked
 from __future__ import annotations
 
 import contextlib
+import select
 import socket
 import struct
 
@@ -14,15 +15,15 @@ _HEAD = struct.Struct("<cI")
 MAX_MESSAGE = 64 << 20
 #: The longest read of the volume that is asked for at once.
 MAX_READ = 4 << 20
-#: So many small ranges are asked for at once.
-MAX_RANGES = 40
+#: So many ranges are asked for at once, and so many bytes of them.
+MAX_RANGES, MAX_TOGETHER = 1000, 4 << 20
 #: The exit code of a worker that says: more memory was needed than there may be.
 NO_MEMORY = 12
 _BUFFER = 256 << 10
 
 #: From the asking side: a method with its arguments; the bytes, extents or error that were asked for.
 CALL, BYTES, EXTENTS, FAILED = b"c", b"b", b"x", b"f"
-#: From the worker: a read, many small ones, a question for extents.
+#: From the worker: a read, many at once, a question for extents.
 READ, READ_MANY, ASK_EXTENTS = b"r", b"m", b"e"
 #: Its answer, as a value, a portion of a listing or bytes; an error.
 ANSWER, PORTION, CONTENT, ERROR = b"a", b"p", b"d", b"!"
@@ -42,6 +43,8 @@ class Channel:
     def __init__(self, sock: socket.socket, *, silence: float | None = None) -> None:
         self._sock = sock
         self._buffer = memoryview(bytearray(_BUFFER))
+        self._poll = select.poll()
+        self._poll.register(sock, select.POLLIN)
         if silence is not None:
             seconds = struct.pack("@ll", int(silence), int(silence % 1 * 1_000_000))
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, seconds)
@@ -76,6 +79,10 @@ class Channel:
         while part:
             part = part[self._some(part) :]
         return letter, bytes(data)
+
+    def waiting(self) -> bool:
+        """Whether ``receive`` would have something to say at once."""
+        return bool(self._poll.poll(0))
 
     def _some(self, place: memoryview) -> int:
         try:

@@ -6,8 +6,9 @@ to read them: reads then run in parallel and take no lock. Nothing here knows a 
 
 from __future__ import annotations
 
+import threading
 from bisect import bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from imagefs.block.views import clamp, extents_of, merged
@@ -16,6 +17,8 @@ from imagefs.interfaces import Extent, Reader, State
 
 #: (offset, length) → at most so many bytes of a file.
 Fetch = Callable[[int, int], bytes]
+#: Has many ranges (offset, length) of a volume read at once, for reads that come soon.
+FetchMany = Callable[[Iterable[tuple[int, int]]], None]
 #: What one call of a library is asked for at most.
 FETCH_SIZE = 1 << 20
 
@@ -163,6 +166,42 @@ class FetchReader:
 
     def close(self) -> None:
         self._fetch = None
+
+
+class PieceCache:
+    """The last ``most`` pieces of a table that were read, by their numbers. Safe in several threads."""
+
+    def __init__(self, read: Callable[[int], bytes], most: int) -> None:
+        self._read = read
+        self._most = most
+        self._kept: dict[int, bytes] = {}
+        self._lock = threading.Lock()
+
+    def get(self, number: int) -> bytes:
+        found = self._kept.get(number)
+        if found is None:
+            found = self._read(number)
+            with self._lock:
+                self._kept[number] = found
+                if len(self._kept) > self._most:
+                    del self._kept[next(iter(self._kept))]
+        return found
+
+    def lacking(self, numbers: Iterable[int]) -> list[int]:
+        """Those of ``numbers`` that would have to be read, no more than can be kept."""
+        return [number for number in dict.fromkeys(numbers) if number not in self._kept][: self._most // 2]
+
+
+def merged_ranges(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """(offset, length) of ranges in any order, those that touch or overlap as one."""
+    found: list[tuple[int, int]] = []
+    for start, length in sorted(ranges):
+        before, size = found[-1] if found else (0, -1)
+        if size >= 0 and start <= before + size:
+            found[-1] = before, max(size, start + length - before)
+        else:
+            found.append((start, length))
+    return found
 
 
 def damaged(label: str, offset: int, why: str) -> BrowseError:

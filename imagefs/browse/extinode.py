@@ -9,11 +9,13 @@ of ``..`` as well. Knows nothing of TSK. Layout: Documentation/filesystems/ext4 
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
-from imagefs.browse.content import Piece
+from imagefs.browse.content import FetchMany, Piece, PieceCache
 from imagefs.browse.extmap import map_file
 from imagefs.errors import ImagefsError
 from imagefs.interfaces import Reader
@@ -31,7 +33,7 @@ _WHOLE = struct.Struct(_FIXED.format + "H2xIIIiI")
 _LARGE = 160
 _SECOND = 1_000_000_000
 #: How much of an inode table is read at once, and how many such pieces are kept.
-_PIECE, _PIECES = 32 << 10, 64
+_PIECE, _PIECES = 16 << 10, 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +123,8 @@ class ExtInodes:
         self._last = 0 if superblock.incompat & _INCOMPAT_META_BG else superblock.inodes
         self._per_group, self._size = superblock.inodes_per_group, superblock.inode_size
         self._step = max(1, _PIECE // superblock.inode_size)
-        self._piece = lru_cache(maxsize=_PIECES)(self._read_piece)
+        self._in_group = -(-self._per_group // self._step)
+        self._pieces = PieceCache(self._read_piece, _PIECES)
         self._table = lru_cache(maxsize=4096)(self._read_table)
 
     def get(self, number: int) -> Inode | None:
@@ -131,7 +134,7 @@ class ExtInodes:
         group, index = divmod(number - 1, self._per_group)
         piece, at = divmod(index, self._step)
         try:
-            raw = self._piece(group, piece)
+            raw = self._pieces.get(group * self._in_group + piece)
         except ImagefsError:  # what is wanted may lie beside what cannot be read
             raw, at = self._read(group, index, 1), 0
         at *= self._size
@@ -145,9 +148,33 @@ class ExtInodes:
             return b""
         return self._read(*divmod(number - 1, self._per_group), 1)
 
-    def _read_piece(self, group: int, piece: int) -> bytes:
-        first = piece * self._step
-        return self._read(group, first, min(self._step, self._per_group - first))
+    def soon(self, numbers: Iterable[int], fetch: FetchMany) -> None:
+        """Have the inodes that will be asked for next read at once."""
+        wanted, per_group = [], self._per_group
+        for number in numbers:
+            if 1 <= number <= self._last:
+                group, index = divmod(number - 1, per_group)
+                wanted.append(group * self._in_group + index // self._step)
+        wanted = self._pieces.lacking(wanted)
+        places = [(self._table(piece // self._in_group), self._part(piece)) for piece in wanted]
+        block, size = self._super.block_size, self._size
+        fetch(
+            (table * block + first * size, count * size)
+            for table, (_, first, count) in places
+            if table is not None
+        )
+        for piece in wanted:
+            with suppress(ImagefsError):
+                self._pieces.get(piece)
+
+    def _part(self, piece: int) -> tuple[int, int, int]:
+        """(group, first inode in it, number of inodes) of a piece."""
+        group, first = divmod(piece, self._in_group)
+        first *= self._step
+        return group, first, min(self._step, self._per_group - first)
+
+    def _read_piece(self, piece: int) -> bytes:
+        return self._read(*self._part(piece))
 
     def _read(self, group: int, first: int, count: int) -> bytes:
         table = self._table(group)

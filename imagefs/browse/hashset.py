@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
-import numpy as np
-from numpy.typing import NDArray
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 #: Kind of digest by its length in hex digits.
 KINDS = {32: "md5", 40: "sha1", 64: "sha256"}
@@ -66,6 +67,8 @@ class HashSet:
         raw = self._raw[kind]
         if not raw:
             return False
+        import numpy as np  # here, since a worker process imports all of this folder and needs none of it
+
         if kind not in self._sorted:
             found = np.frombuffer(raw, dtype=f"S{_SIZES[kind]}")
             found.sort()  # in place: what was read is not needed in its order

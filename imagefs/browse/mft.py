@@ -8,24 +8,28 @@ reparse point, encryption, a torn record), is None: that is for TSK to tell. Kno
 from __future__ import annotations
 
 import struct
-from functools import lru_cache
+from collections.abc import Iterable
+from contextlib import suppress
 from typing import NamedTuple
 
-from imagefs.browse.content import Piece
+from imagefs.browse.content import FetchMany, MappedReader, Piece, PieceCache
 from imagefs.errors import ImagefsError
-from imagefs.interfaces import Reader
 
 _SECTOR = 512
-_PIECE, _PIECES = 32 << 10, 256
+#: How much of $MFT is read at once, and how many such pieces are kept.
+_PIECE, _PIECES = 8 << 10, 2048
 _RECORD_SIZES = (512, 1024, 2048, 4096)
 _IN_USE, _IS_DIRECTORY = 1, 2
 _INFORMATION, _LIST, _NAME, _DATA, _ROOT, _ALLOCATION, _BITMAP = 16, 32, 48, 128, 144, 160, 176
 _DOS_NAMESPACE = 2
 #: Attributes that make a record TSK's matter: a list of others, a reparse point, $EFS and its like.
 _ODD = frozenset({32, 192, 256})
+#: Attributes of no concern here: a name, an object's number, who may do what.
+_PASSED = frozenset({48, 64, 80})
 _ENCRYPTED = 0x4000
 _INDEX_NAME = "$I30".encode("utf-16-le")
 _head = struct.Struct("<4sHHQHHHHII").unpack_from
+_kind_length = struct.Struct("<II").unpack_from
 _attribute = struct.Struct("<IIBBHHHIH").unpack_from
 _information = struct.Struct("<4QI").unpack_from
 _sizes = struct.Struct("<Q").unpack_from
@@ -69,12 +73,12 @@ class Mft:
     """Looks records up by number in ``table``, the content of $MFT. Keeps the last pieces it read;
     safe in several threads."""
 
-    def __init__(self, table: Reader, record_size: int) -> None:
+    def __init__(self, table: MappedReader, record_size: int) -> None:
         self._table = table
         self._size = record_size
         self._count = table.size // record_size
         self._step = max(1, _PIECE // record_size)
-        self._piece = lru_cache(maxsize=_PIECES)(lambda piece: self._read(piece * self._step, self._step))
+        self._pieces = PieceCache(lambda piece: self._read(piece * self._step, self._step), _PIECES)
 
     def get(self, number: int) -> Record | None:
         return decode(self.raw(number))
@@ -89,10 +93,20 @@ class Mft:
             return b""
         piece, at = divmod(number, self._step)
         try:
-            raw = self._piece(piece)
+            raw = self._pieces.get(piece)
         except ImagefsError:  # what is wanted may lie beside what cannot be read
             raw, at = self._read(number, 1), 0
         return raw[at * self._size : (at + 1) * self._size]
+
+    def soon(self, numbers: Iterable[int], fetch: FetchMany) -> None:
+        """Have the records that will be asked for next read at once."""
+        wanted = self._pieces.lacking(each // self._step for each in numbers if 0 <= each < self._count)
+        length = self._step * self._size
+        parts = [each for piece in wanted for each in self._table.parts(piece * length, length)]
+        fetch((each.source, each.length) for each in parts if each.source is not None)
+        for piece in wanted:
+            with suppress(ImagefsError):
+                self._pieces.get(piece)
 
     def _read(self, first: int, count: int) -> bytes:
         return self._table.read_at(first * self._size, count * self._size)
@@ -118,10 +132,16 @@ def decode(raw: bytes) -> Record | None:
         return None
     information = data = root = allocation = bitmap = None
     while at + 24 <= used:
-        kind, length, away, name_length, name_at, marks, _, size, value = _attribute(fixed, at)
+        kind, length = _kind_length(fixed, at)
         if kind == _END:
             break
-        if length < 24 or at + length > used or kind in _ODD or marks & _ENCRYPTED:
+        if length < 24 or at + length > used or kind in _ODD:
+            return None
+        if kind in _PASSED:
+            at += length
+            continue
+        _, _, away, name_length, name_at, marks, _, size, value = _attribute(fixed, at)
+        if marks & _ENCRYPTED:
             return None
         if kind == _INFORMATION:
             information = None if away else (at + value, size)

@@ -7,7 +7,7 @@ they come and never import it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, tzinfo
 from typing import Any
 
@@ -228,9 +228,9 @@ class TskFileSystem:
     def names(self, entry: Entry, /) -> Iterator[Entry | Named]:
         return self._listings.kept(entry) or self._directories.names(entry)
 
-    def soon(self, folders: Iterable[Entry], /) -> list[tuple[int, int]]:
-        """These will be listed next: (offset, length) of what will be read of the volume then."""
-        return self._directories.soon(folders)
+    def soon(self, folders: Sequence[Entry], /) -> None:
+        """These will be listed next: have what that takes read at once, where the reader has ``fetch``."""
+        self._directories.soon(folders)
 
     def open(self, entry: Entry, /) -> Reader:
         if entry.deleted:

@@ -7,15 +7,15 @@ $FAT1, volume labels, the nameless system files of HFS+ and exFAT. NTFS's own ($
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any
 
 from imagefs.block.cache import BlockCache
 from imagefs.block.views import BytesReader
 from imagefs.browse import tskentry
-from imagefs.browse.bigdir import Damage, ExtNames, InlineNames, Name, Names, NtfsNames
-from imagefs.browse.content import FetchReader, MappedReader
+from imagefs.browse.bigdir import Damage, ExtNames, InlineNames, KnownNames, Name, Names, NtfsNames
+from imagefs.browse.content import FetchMany, FetchReader, MappedReader, Piece
 from imagefs.browse.mft import pieces_of
 from imagefs.browse.nameindex import NameIndex
 from imagefs.browse.names import FOLDED_KINDS, fold, join, printable, repeated, safe_name, shown_name
@@ -30,8 +30,11 @@ _BATCH = 128
 #: many names are kept, at 12 bytes each. Names after so many are not told apart from those before.
 _BIG, _MAX_INDEXED = 1 << 20, 96 << 20
 _KEPT_NAMES, _MAX_SEEN = 4_000_000, 1 << 20
-#: Folders up to this size are worth reading before they are listed.
-_SOON, _MOST_SOON = 64 << 10, 200
+#: Folders up to this size are worth reading before they are listed; so many are remembered, and about so many
+#: read at once.
+_SOON, _MOST_SOON, _ENOUGH_SOON = 64 << 10, 2000, 256
+#: So few entries are not worth a look at what can be read at once.
+_FEW = 3
 #: From this size on TSK's quadratic listing is worse than our own.
 _QUADRATIC = 256 << 10
 #: Types that a directory tells for sure and whose entries need no look of their own.
@@ -50,7 +53,9 @@ class Directories:
         self._facts = facts
         self._maker = maker
         self._key = fold if facts.kind in FOLDED_KINDS else bytes
-        self._soon: dict[str, Names] = {}
+        #: The names of folders that will be listed soon, None of one that is not small.
+        self._soon: dict[int, Names | None] = {}
+        self._fetch: FetchMany = getattr(facts.reader, "fetch", lambda ranges: None)
         self._indexes = BlockCache[str, NameIndex](_KEPT_NAMES, len)
 
     def scan(self, directory: Entry) -> Iterator[Entry]:
@@ -64,9 +69,15 @@ class Directories:
         else:
             damage = Damage()
             if names.size < _BIG:
-                yield from self._small(directory, list(names.blocks(damage)), errors)
+                if not isinstance(names, KnownNames):
+                    self._fetch_blocks([names])
+                inside = [each for _, block in names.blocks(damage) for each in block]
+                if not isinstance(names, KnownNames):
+                    self._fetch_entries(inside)
+                yield from self._small(directory, inside, errors)
             else:
                 for block in self._apart(directory, names, damage):
+                    self._fetch_entries(block)
                     yield from self._entries(directory, block, errors)
             if damage.blocks:
                 errors.insert(0, damage.error or _damage(directory, damage))
@@ -135,10 +146,7 @@ class Directories:
         if names.size <= _MAX_INDEXED:
             self._indexes.get(directory.inode, index.seal)
 
-    def _small(
-        self, directory: Entry, blocks: list[tuple[int, list[Name]]], errors: list[BaseException]
-    ) -> Iterator[Entry]:
-        names = [each for _, block in blocks for each in block]
+    def _small(self, directory: Entry, names: list[Name], errors: list[BaseException]) -> Iterator[Entry]:
         entries = self._entries(directory, names, errors)
         if len({entry.path for entry in entries}) == len(entries):
             return iter(entries)
@@ -252,25 +260,50 @@ class Directories:
             return int(meta.size) == 0
         return kind == "exfat" and name in EXFAT_SYSTEM and not int(meta.mtime)
 
-    def soon(self, folders: Iterable[Entry]) -> list[tuple[int, int]]:
-        """Where the names of small folders lie; the folders will be listed next."""
-        ranges: list[tuple[int, int]] = []
+    def soon(self, folders: Sequence[Entry]) -> None:
+        """These will be listed next, and folders in them: have what that takes read at once, level by level."""
+        if not folders or tskentry.address(folders[0].inode) in self._soon:
+            return
+        numbers = [tskentry.address(each.inode) for each in folders]
         if len(self._soon) > _MOST_SOON:
             self._soon.clear()
-        for folder in folders:
+        done = 0
+        while numbers and done < _ENOUGH_SOON:
+            numbers = [each for each in numbers if each not in self._soon][:_ENOUGH_SOON]
+            done += len(numbers)
+            numbers = self._level(numbers)
+
+    def _level(self, numbers: list[int]) -> list[int]:
+        """Read the blocks of small folders, then the inodes or records that they name; the folders in them."""
+        found: dict[int, Names] = {}
+        for number in numbers:
+            self._soon[number] = None
             with suppress(ImagefsError):
-                names = self._names_of(folder)
-                if names is None or names.size > _SOON:
-                    continue
-                self._soon[folder.inode] = names
-                content = getattr(names, "content", None)
-                pieces = content.pieces if isinstance(content, MappedReader) else []
-                ranges += [(each.source, each.length) for each in pieces if each.source is not None]
-        return ranges
+                names = self._names_of(Entry(b"", EntryType.DIRECTORY, 0, str(number)))
+                if names is not None and names.size <= _SOON:
+                    found[number] = names
+        self._fetch_blocks(found.values())
+        known = {number: KnownNames(names) for number, names in found.items()}
+        self._soon |= known
+        inside = [each for names in known.values() for each in names.all()]
+        self._fetch_entries(inside)
+        return [each.inode for each in inside if each.type is EntryType.DIRECTORY]
+
+    def _fetch_blocks(self, folders: Iterable[Names]) -> None:
+        """Have the blocks of small folders read at once."""
+        pieces = [each for names in folders for each in _pieces_of(names)]
+        if len(pieces) > 1:
+            self._fetch((each.source, each.length) for each in pieces if each.source is not None)
+
+    def _fetch_entries(self, names: list[Name]) -> None:
+        """Have the inodes or records that ``names`` name read at once."""
+        table = self._facts.ext or self._facts.mft
+        if table is not None and len(names) > _FEW:
+            table.soon([each.inode for each in names], self._fetch)
 
     def _names_of(self, directory: Entry) -> Names | None:
         """The names of a directory of ext or NTFS; None where TSK has to list it."""
-        known = self._soon.pop(directory.inode, None)
+        known = self._soon.pop(tskentry.address(directory.inode), None) if self._soon else None
         if known is not None:
             return known
         if self._facts.ext is not None:
@@ -334,6 +367,11 @@ class Directories:
             root, used = (_whole(file, found[kind]) for kind in (_INDEX_ROOT, _BITMAP))
         content = FetchReader(tree.size, tskentry.fetcher(self._handle, file, tree, shown), label=shown)
         return NtfsNames(root, content, used, short=short)
+
+
+def _pieces_of(names: Names) -> list[Piece]:
+    content = getattr(names, "content", None)
+    return content.pieces if isinstance(content, MappedReader) else []
 
 
 def _safe_names(block: list[Name]) -> list[Name]:

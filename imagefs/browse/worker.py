@@ -13,9 +13,9 @@ import socket
 import struct
 import time
 import traceback
+from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import timedelta, timezone
 from itertools import islice
 from typing import Any
@@ -24,7 +24,7 @@ from imagefs.block.views import BytesReader, clamp
 from imagefs.browse import channel as ch
 from imagefs.browse.ahead import folders_of
 from imagefs.browse.channel import Channel
-from imagefs.browse.content import FetchReader, MappedReader
+from imagefs.browse.content import FetchReader, MappedReader, merged_ranges
 from imagefs.browse.opening import open_filesystem
 from imagefs.browse.wire import dumps, loads, pack_error, pack_pieces, pack_portion, unpack_error
 from imagefs.errors import ImagefsError
@@ -33,6 +33,8 @@ from imagefs.interfaces import Entry, Extent, FileSystem, Named, Reader
 _RANGE = struct.Struct("<QQ")
 #: A portion of a listing: so many entries, or what there is after so many seconds.
 _PORTION, _PATIENCE = 512, 0.05
+#: The file system is told of so many folders that will be listed next.
+_FETCHED = 64
 #: Listings under way and readers that are kept; who asks for one that is gone begins again.
 _MAX_HELD = 256
 _MAX_BYTES = 1 << 20
@@ -85,25 +87,40 @@ class _ChannelReader:
     def __init__(self, channel: Channel, size: int) -> None:
         self.size = size
         self._channel = channel
-        self._fetched: dict[tuple[int, int], bytes] = {}
+        #: What was fetched last: where each range begins, in order, and its bytes.
+        self._starts: list[int] = []
+        self._fetched: list[bytes] = []
 
-    def fetch(self, ranges: list[tuple[int, int]]) -> None:
-        """Read many small ranges in one message, for reads that come soon. What fails is read again then."""
-        wanted = [(at, length) for at, length in ranges if 0 <= at < self.size - length][: ch.MAX_RANGES]
-        if len(self._fetched) > 200:
-            self._fetched.clear()
-        with suppress(ImagefsError):
-            self._channel.send(ch.READ_MANY, b"".join([_RANGE.pack(*each) for each in wanted]))
-            letter, body = self._channel.receive()
+    def fetch(self, ranges: Iterable[tuple[int, int]]) -> None:
+        """Read many ranges (offset, length) in one message, for reads that come soon; those fetched before are
+        forgotten. What fails, or is too much, is read again when it is wanted."""
+        wanted: list[tuple[int, int]] = []
+        total = 0
+        for at, length in merged_ranges(ranges):
+            total += length
+            if total > ch.MAX_TOGETHER or len(wanted) == ch.MAX_RANGES:
+                break
+            if 0 <= at <= self.size - length:
+                wanted.append((at, length))
+        self._starts, self._fetched = [], []
+        if not wanted:
+            return
+        self._channel.send(ch.READ_MANY, b"".join([_RANGE.pack(*each) for each in wanted]))
+        letter, body = self._channel.receive()
+        if letter == ch.BYTES and len(body) == sum(length for _, length in wanted):
             at = 0
-            for start, length in wanted if letter == ch.BYTES else ():
-                self._fetched[start, length] = body[at : at + length]
+            for start, length in wanted:
+                self._starts.append(start)
+                self._fetched.append(body[at : at + length])
                 at += length
 
     def read_at(self, offset: int, length: int, /) -> bytes:
         count = clamp(self.size, offset, length)
-        if (offset, count) in self._fetched:
-            return self._fetched.pop((offset, count))
+        known = bisect_right(self._starts, offset) - 1
+        if known >= 0:
+            skip = offset - self._starts[known]
+            if skip + count <= len(self._fetched[known]):
+                return self._fetched[known][skip : skip + count]
         if count <= ch.MAX_READ:
             return self._fetch(offset, count)
         ends = range(offset, offset + count, ch.MAX_READ)
@@ -155,6 +172,9 @@ class _Server:
         self._fs: FileSystem | None = None
         self._held: OrderedDict[int, Any] = OrderedDict()
         self._number = int.from_bytes(os.urandom(7), "little")  # never one of a worker before this one
+        #: A walk ahead: the folders that come next, the last one first.
+        self._method = ""
+        self._coming: list[Entry] = []
 
     def answer(self, letter: bytes, body: bytes) -> tuple[bytes, bytes]:
         try:
@@ -163,7 +183,11 @@ class _Server:
                 return ch.CONTENT, self._read(*args)
             if method == "open filesystem":
                 return ch.ANSWER, dumps(self._open(*args))
-            answer = self._more(*args) if method == "more" else self._call(method, *args)
+            answer: list[object] | bytes
+            if method == "go on":
+                answer = self._go_on()
+            else:
+                answer = self._more(*args) if method == "more" else self._call(method, *args)
             return (ch.PORTION, answer) if type(answer) is bytes else (ch.ANSWER, dumps(answer))
         except ImagefsError as error:
             return ch.ERROR, pack_error(error)
@@ -227,45 +251,49 @@ class _Server:
     def _portion(
         self, found: Iterator[Entry | Named], method: str = "", ahead: Sequence[Entry] = ()
     ) -> bytes:
-        """Facts (number to go on with or None, error or None, other folders) and entries."""
+        """Facts (number to go on with or None, error or None, other folders, whether ``go on`` has more of
+        them) and entries."""
         entries: list[Entry | Named] = []
         until = time.monotonic() + _PATIENCE
         try:
             for entry in found:
                 entries.append(entry)
                 if len(entries) >= _PORTION or (len(entries) % 32 == 0 and time.monotonic() > until):
-                    return pack_portion((self._hold(found), None, []), entries)
+                    return pack_portion((self._hold(found), None, [], False), entries)
         except ImagefsError as error:
-            return pack_portion((None, pack_error(error), []), entries)
-        folders = self._ahead(entries, method, ahead, until) if ahead else []
-        return pack_portion((None, None, folders), entries)
+            return pack_portion((None, pack_error(error), [], False), entries)
+        if not ahead:
+            return pack_portion((None, None, [], False), entries)
+        self._method = method
+        self._coming = [*reversed(ahead), *reversed(folders_of(entries))]
+        return self._walked(entries, until)
 
-    def _fetch(self, folders: list[Entry]) -> None:
-        """Read in one go what will be read when these are listed, where the file system can tell."""
-        soon = getattr(self._fs, "soon", None)
-        if soon is not None and isinstance(self._reader, _ChannelReader):
-            self._reader.fetch(soon(folders))
+    def _go_on(self) -> bytes:
+        """The folders that a walk will come to after those that were listed ahead."""
+        return self._walked([], time.monotonic() + _PATIENCE)
 
-    def _ahead(
-        self, entries: list[Entry | Named], method: str, ahead: Sequence[Entry], until: float
-    ) -> list[list[object]]:
-        """Append the listings of further folders; [address, path, number of entries] of each."""
-        stack = [*reversed(ahead), *reversed(folders_of(entries))]
+    def _walked(self, entries: list[Entry | Named], until: float) -> bytes:
+        """A portion: ``entries``, and behind them those of further folders; of each its address, path and number
+        of entries."""
         folders: list[list[object]] = []
-        ready: set[int] = set()
-        while stack and len(entries) < _PORTION and time.monotonic() < until:
-            if id(stack[-1]) not in ready:
-                coming = [each for each in stack[: -ch.MAX_RANGES - 1 : -1] if id(each) not in ready]
-                ready.update(map(id, coming))
-                self._fetch(coming)
-            folder = stack.pop()
+        while self._coming and len(entries) < _PORTION and (not folders or time.monotonic() < until):
+            self._fetch()
+            folder = self._coming.pop()
             try:
-                listed = list(islice(getattr(self._fs, method)(folder), _PORTION + 1))
+                listed = list(islice(getattr(self._fs, self._method)(folder), _PORTION + 1))
             except ImagefsError:  # who asks for it will hear of it
+                self._coming = []
                 break
             if len(listed) > _PORTION:
+                self._coming = []
                 break
             folders.append([folder.inode, folder.path, len(listed)])
             entries += listed
-            stack += reversed(folders_of(listed))
-        return folders
+            self._coming += reversed(folders_of(listed))
+        return pack_portion((None, None, folders, bool(self._coming)), entries)
+
+    def _fetch(self) -> None:
+        """Read in one go what will be read when the next folders are listed, where the file system can tell."""
+        soon = getattr(self._fs, "soon", None)
+        if soon is not None:
+            soon(self._coming[: -_FETCHED - 1 : -1])

@@ -13,6 +13,7 @@ import struct
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -26,8 +27,6 @@ from imagefs.interfaces import Extent, Reader
 
 _RANGE = struct.Struct("<QQ")
 _MAX_EXTENTS = 1000
-#: The longest of many reads at once.
-_SMALL = 64 << 10
 _START = (
     "import sys; sys.path[:] = {path!r}; "
     "from imagefs.browse.worker import main; main({descriptor}, {memory}, {seconds})"
@@ -65,12 +64,40 @@ class Worker:
         with theirs:
             self._process = _spawn(theirs.fileno(), limits)
         self._channel = Channel(ours, silence=limits.silence)
+        self._answer: tuple[bytes, bytes] | None = None
+        self._left = 0.0
 
     def call(self, request: bytes) -> tuple[bytes, bytes]:
         """(letter, bytes) of the answer. WorkerDied when there is none; then nothing more can be asked."""
-        try:
+        self.begin(request)
+        return self.finish()
+
+    def begin(self, request: bytes) -> None:
+        """Ask. ``finish`` gives the answer; until then nothing else can be asked."""
+        with self._alive():
+            self._left = self._limits.whole
             self._channel.send(ch.CALL, request)
-            return self._answer()
+
+    def serve(self) -> bool:
+        """Answer the reads that wait, without waiting for more; whether the answer is there."""
+        with self._alive():
+            while self._answer is None and self._channel.waiting():
+                self._step()
+        return self._answer is not None
+
+    def finish(self) -> tuple[bytes, bytes]:
+        """(letter, bytes) of the answer to what was asked."""
+        with self._alive():
+            while self._answer is None:
+                self._step()
+        answer, self._answer = self._answer, None
+        return answer
+
+    @contextlib.contextmanager
+    def _alive(self) -> Iterator[None]:
+        """Whatever goes wrong inside ends the worker."""
+        try:
+            yield
         except ch.ChannelSilent:
             self.kill()
             raise WorkerDied(f"did not answer for {self._limits.silence:.0f} seconds") from None
@@ -80,19 +107,18 @@ class Worker:
             self.kill()
             raise
 
-    def _answer(self) -> tuple[bytes, bytes]:
-        left, since = self._limits.whole, time.monotonic()
-        while True:
-            letter, body = self._channel.receive()
-            if letter not in (ch.READ, ch.READ_MANY, ch.ASK_EXTENTS):
-                return letter, body
-            left -= time.monotonic() - since
-            if left < 0:
-                self.kill()
-                raise WorkerDied(f"did not end within {self._limits.whole:.0f} seconds")
-            reply = self._served(letter, body)
-            since = time.monotonic()
-            self._channel.send(*reply)
+    def _step(self) -> None:
+        """Receive one message: a read, which is answered, or the answer."""
+        since = time.monotonic()
+        letter, body = self._channel.receive()
+        if letter not in (ch.READ, ch.READ_MANY, ch.ASK_EXTENTS):
+            self._answer = letter, body
+            return
+        self._left -= time.monotonic() - since
+        if self._left < 0:
+            self.kill()
+            raise WorkerDied(f"did not end within {self._limits.whole:.0f} seconds")
+        self._channel.send(*self._served(letter, body))
 
     def _served(self, letter: bytes, body: bytes) -> tuple[bytes, bytes]:
         many = letter == ch.READ_MANY
@@ -104,8 +130,10 @@ class Worker:
             raise ch.ChannelClosed("a request that cannot be")
         try:
             if many:
-                ranges = _RANGE.iter_unpack(body)
-                return ch.BYTES, b"".join([self._reader.read_at(at, min(n, _SMALL)) for at, n in ranges])
+                ranges = list(_RANGE.iter_unpack(body))
+                if sum(length for _, length in ranges) > ch.MAX_TOGETHER:
+                    raise ch.ChannelClosed("a request that cannot be")
+                return ch.BYTES, b"".join([self._reader.read_at(*each) for each in ranges])
             offset, length = _RANGE.unpack(body)
             if letter == ch.READ:
                 return ch.BYTES, self._reader.read_at(offset, min(length, ch.MAX_READ))

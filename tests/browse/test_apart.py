@@ -18,7 +18,7 @@ import pytest
 
 from imagefs.block.views import BytesReader
 from imagefs.browse import open_apart, open_filesystem, walk, workers
-from imagefs.browse.apart import ApartFileSystem
+from imagefs.browse.apart import _GO_ON, ApartFileSystem
 from imagefs.browse.content import MappedReader
 from imagefs.browse.workers import Limits
 from imagefs.errors import BrowseError, ImagefsError, IntegrityError, NotAFileSystem, PathNotFound
@@ -212,6 +212,147 @@ def test_a_walk_goes_round_what_kills(hostile: Opener) -> None:
     assert b"/good/inside" in seen
     for word in ("segfault", "loop", "sleep", "memory", "aborted", "killed", "bug", "nonsense"):
         assert len([each for each in errors if f"'/{word}'" in each]) == 1, (word, errors)
+
+
+@pytest.fixture(scope="module")
+def wooded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """ext4 with so many folders that a walk asks for some on suspicion."""
+    room = tmp_path_factory.mktemp("wooded")
+    for number in range(120):
+        folder = room / "tree" / f"{number // 10:02d}" / f"{number:03d}" / "deep"
+        folder.mkdir(parents=True)
+        for each in range(20):
+            (folder.parent / f"file-{number}-{each}").write_bytes(b"%d" % number)
+        (folder / "last").touch()
+    return make_ext(room / "ext4", room / "tree", "-N", "4000")
+
+
+def paths_of(fs: FileSystem, onerror: Callable[[ImagefsError], None] = print) -> list[bytes]:
+    return [entry.path for entry in walk(fs, fs.root(), onerror=onerror)]
+
+
+@pytest.fixture
+def guesses(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """What workers are asked on suspicion."""
+    asked: list[bytes] = []
+    begin = workers.Worker.begin
+
+    def noted(self: workers.Worker, request: bytes) -> None:
+        if request == _GO_ON:
+            asked.append(request)
+        begin(self, request)
+
+    monkeypatch.setattr(workers.Worker, "begin", noted)
+    return asked
+
+
+def test_a_walk_is_made_ahead_and_gives_the_same(wooded: Path, guesses: list[bytes]) -> None:
+    here, apart = open_filesystem(FileReader(wooded)), open_apart(FileReader(wooded))
+    expected = list(walk(here, here.root(), onerror=print))
+    assert list(walk(apart, apart.root(), onerror=print)) == expected
+    assert len(guesses) > 2
+    apart.close()
+
+
+def test_other_requests_in_a_walk_get_their_own_answers(wooded: Path, guesses: list[bytes]) -> None:
+    here, apart = open_filesystem(FileReader(wooded)), open_apart(FileReader(wooded))
+    for number, (entry, same) in enumerate(
+        zip(walk(here, here.root(), onerror=print), walk(apart, apart.root(), onerror=print), strict=True)
+    ):
+        assert entry == same
+        if number % 7 == 0:
+            assert apart.lookup(entry.path) == entry
+        if number % 5 == 0 and entry.type is EntryType.FILE:
+            content = apart.open(entry)
+            assert content.read_at(0, 10) == here.open(entry).read_at(0, 10)
+    assert guesses
+    apart.close()
+
+
+def test_two_walks_at_once_give_the_same(wooded: Path) -> None:
+    apart = open_apart(FileReader(wooded))
+    expected = paths_of(apart)
+    pairs = zip(
+        walk(apart, apart.root(), onerror=print), walk(apart, apart.root(), onerror=print), strict=True
+    )
+    assert [one.path for one, other in pairs if one == other] == expected
+    apart.close()
+
+
+def test_a_worker_that_dies_of_a_guess_costs_nothing(
+    wooded: Path, guesses: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fs = open_apart(FileReader(wooded))
+    assert isinstance(fs, ApartFileSystem)
+    expected = paths_of(open_filesystem(FileReader(wooded)))
+    begin, killed = workers.Worker.begin, []
+
+    def deadly(self: workers.Worker, request: bytes) -> None:
+        begin(self, request)
+        if request == _GO_ON and not killed:
+            killed.append(worker_of(fs))
+            kill_worker(fs)
+
+    monkeypatch.setattr(workers.Worker, "begin", deadly)
+    errors: list[ImagefsError] = []
+    assert paths_of(fs, errors.append) == expected
+    assert killed
+    assert errors == []
+    fs.close()
+
+
+def test_what_cannot_be_read_ahead_is_an_error_where_it_belongs(wooded: Path, guesses: list[bytes]) -> None:
+    start = blocks_of(wooded, "07/071")[0] * 1024
+    broken = BreakingReader(FileReader(wooded), start, start + 1024)
+    errors: list[ImagefsError] = []
+    fs = open_apart(broken)
+    found = paths_of(fs, errors.append)
+    assert [type(error) for error in errors] == [IntegrityError]
+    here = open_filesystem(FileReader(wooded))
+    lost = [path for path in paths_of(here) if path.startswith(b"/07/071/")]
+    assert set(paths_of(here)) - set(found) == set(lost)
+    assert guesses
+    fs.close()
+
+
+def test_an_exception_while_a_guess_is_served_leaves_no_answer_behind(
+    wooded: Path, guesses: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Interrupt(BaseException):
+        pass
+
+    serve, raised = workers.Worker.serve, []
+
+    def interrupted(self: workers.Worker) -> bool:
+        if not raised:
+            raised.append(1)
+            raise Interrupt
+        return serve(self)
+
+    monkeypatch.setattr(workers.Worker, "serve", interrupted)
+    fs = open_apart(FileReader(wooded))
+    with pytest.raises(Interrupt):
+        paths_of(fs)
+    assert paths_of(fs) == paths_of(open_filesystem(FileReader(wooded)))
+    fs.close()
+
+
+def test_a_folder_is_read_in_a_few_messages(ext4: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its blocks lie in a dozen places, its inodes in a hundred."""
+    messages: list[bytes] = []
+    served = workers.Worker._served
+
+    def noted(self: workers.Worker, letter: bytes, body: bytes) -> tuple[bytes, bytes]:
+        messages.append(letter)
+        return served(self, letter, body)
+
+    fs = open_apart(FileReader(ext4))
+    folder = fs.lookup(b"/many")
+    monkeypatch.setattr(workers.Worker, "_served", noted)
+    assert len(list(fs.children(folder))) == 300
+    assert len(blocks_of(ext4, "many")) > 8
+    assert len(messages) <= 4
+    fs.close()
 
 
 def test_a_listing_goes_on_where_a_killed_worker_was(ext4: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imagefs.block.views import BytesReader
-from imagefs.browse.content import FETCH_SIZE, FetchReader, MappedReader, Piece
+from imagefs.browse.content import FETCH_SIZE, FetchReader, MappedReader, Piece, PieceCache, merged_ranges
 from imagefs.errors import BrowseError
 from imagefs.interfaces import Extent, State
 from tests.browse.disks import pattern
@@ -135,3 +135,25 @@ def test_the_layout_of_a_fetched_file_answers_for_its_holes() -> None:
     layout = mapped(2_000, (0, 1_000, 0), (1_000, 1_000, None))
     reader = FetchReader(2_000, lambda offset, length: bytes(length), label="/f", layout=layout)
     assert [extent.state for extent in reader.extents(0, 2_000)] == [State.STORED, State.ZERO]
+
+
+def test_ranges_that_touch_are_one() -> None:
+    assert merged_ranges([]) == []
+    assert merged_ranges([(30, 5), (0, 10), (10, 5), (12, 1), (35, 1)]) == [(0, 15), (30, 6)]
+    assert merged_ranges([(5, 0), (5, 3), (9, 0)]) == [(5, 3), (9, 0)]
+
+
+def test_pieces_are_read_once_while_they_are_kept() -> None:
+    read: list[int] = []
+
+    def piece(number: int) -> bytes:
+        read.append(number)
+        return b"%d" % number
+
+    cache = PieceCache(piece, 4)
+    assert [cache.get(number) for number in (1, 2, 1, 3, 4, 2)] == [b"1", b"2", b"1", b"3", b"4", b"2"]
+    assert read == [1, 2, 3, 4]
+    assert cache.lacking([4, 9, 9, 3, 8, 7]) == [9, 8]
+    cache.get(5)
+    assert cache.get(1) == b"1"
+    assert read == [1, 2, 3, 4, 5, 1]
