@@ -8,7 +8,9 @@ next answer comes. Knows nothing of processes.
 from __future__ import annotations
 
 import threading
+from collections import OrderedDict
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from imagefs.interfaces import Entry, EntryType, Named
 
@@ -19,6 +21,8 @@ _LOW = 40
 #: After a guess that was wrong or deadly, so many folders are listed by themselves.
 _REST = 500
 _MOST = 100_000
+#: So many files are opened with one request, and the files of so many folders are remembered.
+_FILES, _LISTINGS = 32, 16
 
 Found = Sequence[Entry | Named]
 
@@ -78,6 +82,78 @@ class Ahead:
     def _expect(self, found: Found, place: int) -> None:
         if len(self._stack) < _MOST:
             self._stack[place:place] = folders_of(found)[::-1]
+
+
+class Files:
+    """The files of folders that were listed lately, and the contents of those that will be opened next: whoever
+    copies, searches or digests a tree opens them in the order of the listing. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._listings: OrderedDict[bytes, list[Entry]] = OrderedDict()
+        #: The files of the listing that is gone through, and how many of them are behind us or asked for.
+        self._now: list[Entry] = []
+        self._at = 0
+        self._hits = 0
+        self._known: dict[tuple[str, bytes], Any] = {}
+
+    def note(self, found: Found) -> None:
+        """A listing of a folder, or a part of one."""
+        files = [each for each in found if type(each) is Entry and each.type is EntryType.FILE]
+        if not files:
+            return
+        folder = files[0].path.rpartition(b"/")[0]
+        with self._lock:
+            self._listings.pop(folder, None)
+            self._listings[folder] = files
+            if len(self._listings) > _LISTINGS:
+                self._listings.popitem(last=False)
+
+    def has(self, file: Entry) -> bool:
+        return (file.inode, file.path) in self._known
+
+    def is_low(self) -> bool:
+        return len(self._known) < _FILES // 2
+
+    def take(self, file: Entry) -> tuple[Any, list[Entry]]:
+        """(what is known of a content, or None; the files that will be opened behind it)."""
+        with self._lock:
+            known = self._known.pop((file.inode, file.path), None)
+            if known is not None:
+                return known, []
+            if not (self._at < len(self._now) and _same(self._now[self._at], file)):
+                self._now = self._listings.get(file.path.rpartition(b"/")[0], [])
+                self._at = next((at for at, each in enumerate(self._now[:_FILES]) if _same(each, file)), -1)
+                self._hits = self._hits // 2 if self._at == 0 else 0
+            if self._at < 0:
+                self._now, self._at = [], 0
+                return None, []
+            self._at += 1
+            self._hits += 1
+            return None, self._coming() if self._hits >= _SURE else []
+
+    def coming(self) -> list[Entry]:
+        """The files behind those."""
+        with self._lock:
+            return self._coming()
+
+    def _coming(self) -> list[Entry]:
+        files = self._now[self._at : self._at + _FILES]
+        self._at += len(files)
+        return files
+
+    def keep(self, files: Sequence[Entry], contents: Sequence[Any]) -> None:
+        """What is known of the contents of the first of ``files``."""
+        with self._lock:
+            if len(self._known) > 4 * _FILES:
+                self._known.clear()
+            for file, content in zip(files, contents, strict=False):
+                self._known[file.inode, file.path] = content
+
+    def rest(self) -> None:
+        """What was asked for did not come."""
+        with self._lock:
+            self._hits, self._now, self._at = -_REST, [], 0
 
 
 def folders_of(found: Found) -> list[Entry]:

@@ -26,7 +26,15 @@ from imagefs.browse.ahead import folders_of
 from imagefs.browse.channel import Channel
 from imagefs.browse.content import FetchReader, MappedReader, merged_ranges
 from imagefs.browse.opening import open_filesystem
-from imagefs.browse.wire import dumps, loads, pack_error, pack_pieces, pack_portion, unpack_error
+from imagefs.browse.wire import (
+    dumps,
+    loads,
+    pack_error,
+    pack_pieces,
+    pack_portion,
+    unpack_entries,
+    unpack_error,
+)
 from imagefs.errors import ImagefsError
 from imagefs.interfaces import Entry, Extent, FileSystem, Named, Reader
 
@@ -186,6 +194,8 @@ class _Server:
             answer: list[object] | bytes
             if method == "go on":
                 answer = self._go_on()
+            elif method == "contents":
+                answer = ["value", self._contents(args[-1])]
             else:
                 answer = self._more(*args) if method == "more" else self._call(method, *args)
             return (ch.PORTION, answer) if type(answer) is bytes else (ch.ANSWER, dumps(answer))
@@ -236,6 +246,22 @@ class _Server:
             layout = None
         pieces = None if layout is None else pack_pieces(layout.pieces)
         return ["held", self._hold(reader), reader.size, pieces]
+
+    def _contents(self, packed: bytes) -> list[list[object]]:
+        """The contents of files that will be opened next, up to the first that cannot be."""
+        found: list[list[object]] = []
+        fs, room, until = self._fs, _MAX_BYTES, time.monotonic() + _PATIENCE
+        assert fs is not None
+        for entry in unpack_entries(packed):
+            try:
+                content = self._content(fs.open(entry))
+            except ImagefsError:  # who asks for it will hear of it
+                break
+            found.append(content)
+            room -= len(content[1]) if type(content[1]) is bytes else 0
+            if room < 0 or time.monotonic() > until:
+                break
+        return found
 
     def _read(self, number: int, offset: int, length: int) -> bytes:
         reader = self._held.get(number)

@@ -23,7 +23,7 @@ from imagefs.browse.content import MappedReader
 from imagefs.browse.workers import Limits
 from imagefs.errors import BrowseError, ImagefsError, IntegrityError, NotAFileSystem, PathNotFound
 from imagefs.interfaces import EntryType, Extent, FileSystem, HasStreams, HasXattrs, ListsNames, State
-from tests.browse.disks import MIB, BreakingReader, FileReader, make_ext
+from tests.browse.disks import MIB, BreakingReader, FileReader, debugfs, make_ext
 from tests.browse.hostile_parser import hostile_start
 from tests.browse.test_damage import blocks_of
 
@@ -353,6 +353,64 @@ def test_a_folder_is_read_in_a_few_messages(ext4: Path, monkeypatch: pytest.Monk
     assert len(blocks_of(ext4, "many")) > 8
     assert len(messages) <= 4
     fs.close()
+
+
+def opened_in_order(fs: FileSystem) -> Iterator[tuple[bytes, bytes]]:
+    """(path, content, or what is wrong with it) of each file of a walk."""
+    for entry in walk(fs, fs.root(), onerror=print):
+        if entry.type is EntryType.FILE:
+            try:
+                content = fs.open(entry)
+                yield entry.path, content.read_at(0, content.size)
+            except ImagefsError as error:
+                yield entry.path, error.message.encode()
+
+
+def test_files_opened_in_order_come_many_at_once(wooded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[bytes] = []
+    begin = workers.Worker.begin
+
+    def noted(self: workers.Worker, request: bytes) -> None:
+        calls.append(request)
+        begin(self, request)
+
+    apart = open_apart(FileReader(wooded))
+    monkeypatch.setattr(workers.Worker, "begin", noted)
+    expected = list(opened_in_order(open_filesystem(FileReader(wooded))))
+    assert list(opened_in_order(apart)) == expected
+    assert len(expected) == 120 * 21
+    assert len(calls) < len(expected) / 5
+    calls.clear()
+    entry = apart.lookup(b"/03/033/file-33-7")
+    for _ in range(3):
+        assert apart.open(entry).read_at(0, 10) == b"33"
+    assert len(calls) == 4
+    apart.close()
+
+
+def test_files_opened_in_order_have_their_own_errors(wooded: Path, tmp_path: Path) -> None:
+    """The map of one in the middle is destroyed."""
+    damaged = tmp_path / "damaged"
+    damaged.write_bytes(wooded.read_bytes())
+    for number in (21, 22):
+        debugfs(
+            damaged,
+            *(f"set_inode_field 02/{number:03d}/file-{number}-9 block[{each}] 0xFFFF" for each in (0, 1)),
+        )
+    here, apart = open_filesystem(FileReader(damaged)), open_apart(FileReader(damaged))
+    expected = list(opened_in_order(here))
+    assert len([1 for _, content in expected if b"cannot be read" in content]) == 2
+    assert list(opened_in_order(apart)) == expected
+    apart.close()
+
+
+def test_files_that_kill_the_parser_are_not_blamed_on_others(hostile: Opener) -> None:
+    fs = hostile(cpu=1, silence=2.0, memory=1 << 29)
+    found = dict(opened_in_order(fs))
+    assert found[b"/file-good-held"] == b"good" * 1000
+    for word in (b"segfault", b"loop", b"sleep", b"memory", b"aborted", b"killed", b"bug", b"nonsense"):
+        path = b"/file-%s-held" % word
+        assert path in found[path], found[path]
 
 
 def test_a_listing_goes_on_where_a_killed_worker_was(ext4: Path, tmp_path: Path) -> None:
