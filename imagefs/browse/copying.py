@@ -7,12 +7,14 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
-from imagefs.block.linux import drop_cache
+from imagefs.block.linux import drop_cache, start_writeback
 from imagefs.block.views import extents_of
 from imagefs.interfaces import Reader, State
 
 #: Bytes read at once, and the grain in which zeros become holes.
 PIECE, GRAIN = 1 << 20, 64 << 10
+#: So much is sent to the disk at once while a file is written.
+BEHIND = 16 << 20
 _ZEROS = bytes(PIECE)
 _ZERO_GRAIN = bytes(GRAIN)
 
@@ -40,9 +42,7 @@ def copy(reader: Reader, fd: int, runs: Ranges, advance: Callable[[int], None]) 
     written = 0
     for offset, length in runs:
         for data in pieces(reader, offset, length):
-            for start, end in _filled(data):
-                write_all(fd, memoryview(data)[start:end], offset + start)
-                written = offset + end
+            written = _put(fd, data, offset) or written
             offset += len(data)
             advance(len(data))
     if written < reader.size:
@@ -59,8 +59,7 @@ def copy_hashed(
         for data in pieces(reader, offset, length):
             for each in hashes:
                 each.update(data)
-            for start, end in _filled(data):
-                write_all(fd, memoryview(data)[start:end], offset + start)
+            _put(fd, data, offset)
             offset += len(data)
             advance(len(data))
         done = offset
@@ -74,6 +73,19 @@ def pieces(reader: Reader, offset: int, length: int) -> Iterator[bytes]:
         data = reader.read_at(offset, min(PIECE, end - offset))
         yield data
         offset += len(data)
+
+
+def _put(fd: int, data: bytes, offset: int) -> int:
+    """Write what is not zeros of a piece; where that ends, 0 if there was none. The kernel begins to write what is
+    complete to the disk, so that it is not all left for the end."""
+    written = 0
+    for start, end in _filled(data):
+        write_all(fd, memoryview(data)[start:end], offset + start)
+        written = offset + end
+    whole = (offset + len(data)) // BEHIND * BEHIND
+    if offset < whole:
+        start_writeback(fd, whole - BEHIND, BEHIND)
+    return written
 
 
 def _filled(data: bytes) -> Iterator[tuple[int, int]]:
