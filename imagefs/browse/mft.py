@@ -87,6 +87,10 @@ class Mft:
         """The names of a file, those of DOS aside, in use or not; None where they are not in one record."""
         return decode_names(self.raw(number))
 
+    def stream(self, number: int, kind: int, id: int) -> Stream | None:
+        """One attribute of a file, None where it is not whole in the file's first record."""
+        return find_attribute(self.raw(number), kind, id)
+
     def raw(self, number: int) -> bytes:
         """The bytes of a record, in use or not; none where there is no such record."""
         if not 0 <= number < self._count:
@@ -166,6 +170,22 @@ def decode(raw: bytes) -> Record | None:
     return Record(
         sequence, links, bool(flags & _IS_DIRECTORY), tuple(times), dos, data, root, allocation, bitmap
     )
+
+
+def find_attribute(raw: bytes, kind: int, id: int) -> Stream | None:
+    """The attribute of a record that has this type and number."""
+    fixed = unfixed_record(raw)
+    if fixed is None:
+        return None
+    _, _, _, _, _, _, at, _, used, _ = _head(fixed)
+    while at + 24 <= min(used, len(fixed)):
+        found, length, _, _, _, _, number, _, _ = _attribute(fixed, at)
+        if found == _END or length < 24 or at + length > used:
+            return None
+        if (found, number) == (kind, id):
+            return _stream(fixed, at, length)
+        at += length
+    return None
 
 
 def decode_names(raw: bytes) -> list[FileName] | None:

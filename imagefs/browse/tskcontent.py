@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from imagefs.block.views import BytesReader
-from imagefs.browse import reparse, tskentry, wof
+from imagefs.browse import mft, reparse, tskentry, wof
 from imagefs.browse.content import Fetch, FetchReader, MappedReader, Piece, damaged
 from imagefs.browse.fwnt import unpacker
 from imagefs.browse.lznt1 import UNIT_CLUSTERS, CompressedReader
@@ -20,6 +20,8 @@ from imagefs.errors import BrowseError
 from imagefs.interfaces import METADATA, Entry, EntryType, Place, Reader
 
 _MAX_LINK = _MAX_ATTRIBUTE = 64 << 10
+#: The record of $BadClus.
+_BAD_CLUSTERS = 8
 
 
 class Contents:
@@ -120,6 +122,8 @@ class Contents:
 
     def _reader(self, entry: Entry, file: Any, stream: tskentry.Stream, shown: str) -> Reader:
         layout = None
+        if self._facts.kind == "ntfs" and tskentry.address(entry.inode) == _BAD_CLUSTERS:
+            return self._bad_clusters(file, stream, shown)
         if not stream.flags & (tskentry.RESIDENT | tskentry.COMPRESSED | tskentry.ENCRYPTED):
             layout = self._layout(entry, tskentry.runs_of(file, stream), stream.size, shown)
             if self._facts.ext is not None or self._facts.fat is not None:
@@ -128,6 +132,22 @@ class Contents:
         if self._facts.kind == "ntfs" and layout is None and not stream.flags & tskentry.RESIDENT:
             return self._compressed(file, stream, fetch, shown)
         return FetchReader(stream.size, fetch, label=shown, layout=layout)
+
+    def _bad_clusters(self, file: Any, stream: tskentry.Stream, shown: str) -> Reader:
+        """$BadClus:$Bad, a hole as large as the volume but for the clusters that are bad. Those are read as they
+        are: by its initialised size of 0 they would be zeros, and nobody would see what was hidden there. TSK
+        leaves the hole out where it is all there is, so the record is asked."""
+        cluster, volume, table = self._facts.block_size, self._facts.reader, self._facts.mft
+        runs = tskentry.runs_of(file, stream)
+        pieces: list[Piece] | None = tskentry.pieces_of(runs, cluster, size=stream.size, valid=stream.size)
+        if not runs:
+            found = table.stream(_BAD_CLUSTERS, stream.type, stream.id) if table is not None else None
+            if found is not None and found.resident is not None:
+                return BytesReader(found.resident)
+            pieces = mft.pieces_of(found, cluster, volume.size) if found is not None else None
+        if pieces is None or any(run.filler for run in runs):
+            raise damaged(shown, 0, "a part of the list of its clusters is missing")
+        return MappedReader(volume, stream.size, pieces, label=shown)
 
     def _compressed(self, file: Any, stream: tskentry.Stream, fetch: Fetch, shown: str) -> Reader:
         volume, cluster = self._facts.reader, self._facts.block_size

@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import os
+import struct
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from imagefs.block.views import BytesReader
-from imagefs.browse import open_filesystem
+from imagefs.block.views import BytesReader, MarkedReader
+from imagefs.browse import Content, find, open_filesystem
 from imagefs.browse.content import Piece
 from imagefs.browse.lznt1 import CompressedReader, blocks
-from imagefs.errors import BrowseError, PathNotFound
-from imagefs.interfaces import EntryType, FileSystem, HasStreams, HasXattrs, State
-from tests.browse.disks import FileReader, add_attribute, icat, make_ntfs, pattern
+from imagefs.errors import BrowseError, ImagefsError, PathNotFound
+from imagefs.interfaces import EntryType, Extent, FileSystem, HasStreams, HasXattrs, Place, Reader, State
+from tests.browse.disks import (
+    FileReader,
+    add_attribute,
+    icat,
+    make_ntfs,
+    mft_record,
+    pattern,
+    write_record,
+)
 from tests.browse.test_tsk_ntfs import UTILITY_STREAM, compress, number_of
 from tests.browse.windows import ntfs3g
-from tests.support.oracles import corpus_file, root_only
+from tests.support.oracles import corpus_file, root_only, tool_text
 from tests.support.reader_contract import check_reader
 
 PROGRAM = Path(os.path.realpath("/bin/bash")).read_bytes()[:700_000]
@@ -197,3 +206,70 @@ def test_an_encrypted_file_keeps_its_streams_to_itself(tmp_path: Path) -> None:
     assert [each.name for each in fs.streams(fs.lookup(b"/f"))] == [b"s"]  # type: ignore[attr-defined]
     with pytest.raises(BrowseError, match="EFS"):
         fs.open(fs.lookup(b"/f:s"))
+
+
+# -- the list of bad clusters ----------------------------------------------------------------------
+
+CLUSTER, BAD = 4096, ((2800, 2), (2950, 1))
+
+
+def list_bad_clusters(path: Path) -> None:
+    """Enter BAD into ``$BadClus:$Bad``, as chkdsk does, with something in each."""
+    offset, record = mft_record(path, 8)
+    at = struct.unpack_from("<H", record, 20)[0]
+    while record[at : at + 4] != b"\x80\0\0\0" or not record[at + 8]:
+        at += struct.unpack_from("<I", record, at + 4)[0]
+    length, runs = struct.unpack_from("<I", record, at + 4)[0], struct.unpack_from("<H", record, at + 32)[0]
+    new, after, place = b"", 0, 0
+    for first, count in BAD:
+        hole = struct.pack("<BH", 2, first - after)
+        new += hole + struct.pack("<BHh", 0x22, count, first - place)
+        after, place = first + count, first
+    clusters = struct.unpack_from("<Q", record, at + 48)[0] // CLUSTER
+    new += struct.pack("<BHB", 2, clusters - after, 0)
+    body = record[at : at + runs] + new + bytes(-(runs + len(new)) % 8)
+    body = body[:4] + struct.pack("<I", len(body)) + body[8:]
+    used = struct.unpack_from("<I", record, 24)[0] + len(body) - length
+    made = record[:at] + body + record[at + length :]
+    write_record(path, offset, (made[:24] + struct.pack("<I", used) + made[28:])[:1024])
+    with path.open("r+b") as disk:
+        for first, count in BAD:
+            disk.seek(first * CLUSTER)
+            disk.write(b"hidden".ljust(count * CLUSTER, b"!"))
+
+
+def found_in(reader: Reader, word: bytes) -> tuple[set[bytes], list[str]]:
+    """Where ``word`` is, and what could not be told."""
+    fs, errors = open_filesystem(reader), list[ImagefsError]()
+    entries = find(fs, fs.root(), onerror=errors.append, content=Content(((word,),)))
+    return {entry.path for entry in entries}, [error.message for error in errors]
+
+
+def test_the_list_of_bad_clusters_is_a_hole(tmp_path: Path) -> None:
+    path = make_ntfs(tmp_path / "ntfs", {}, tmp_path)
+    content = open_filesystem(FileReader(path)).open_stream(  # type: ignore[attr-defined]
+        open_filesystem(FileReader(path)).lookup(b"/$BadClus"), b"$Bad"
+    )
+    assert list(content.extents(0, content.size)) == [Extent(State.ZERO, 0, content.size)]
+    assert content.size > 11 << 20
+    assert content.read_at(content.size - 5000, 9999) == bytes(5000)
+    assert found_in(FileReader(path), b"no such word") == (set(), [])
+
+
+def test_bad_clusters_are_read_as_they_are_and_told_where_they_cannot(tmp_path: Path) -> None:
+    path = make_ntfs(tmp_path / "ntfs", {}, tmp_path)
+    list_bad_clusters(path)
+    runs = tool_text("ntfsinfo", "-f", "-v", "-i", "8", path)
+    assert all(f"0x{first:x}\t\t0x{first:x}\t\t0x{count:x}\n" in runs for first, count in BAD), runs
+    fs = open_filesystem(FileReader(path))
+    content = fs.open(fs.lookup(b"/$BadClus:$Bad"))
+    ends = [(first * CLUSTER, (first + count) * CLUSTER) for first, count in BAD]
+    stored = [each for each in content.extents(0, content.size) if each.state is State.STORED]  # type: ignore[attr-defined]
+    assert [(each.offset, each.offset + each.length) for each in stored] == ends
+    assert all(content.read_at(first, 6) == b"hidden" for first, _ in ends)
+    assert fs.places(fs.lookup(b"/$BadClus")) == [Place(b"$Bad", first, end) for first, end in ends]
+    assert found_in(FileReader(path), b"hidden!!") == ({b"/$BadClus:$Bad"}, [])
+    lost = MarkedReader(FileReader(path), *zip(*ends, strict=True), State.UNREADABLE)
+    paths, errors = found_in(lost, b"hidden!!")
+    assert not paths
+    assert errors == ["8192 bytes of '/$BadClus:$Bad' could not be read from the source"]
