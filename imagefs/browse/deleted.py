@@ -48,7 +48,7 @@ class Deleted:
         self._mft = AnyRecord.like(facts.mft) if facts.mft is not None else None
         self._maker = maker
         if self._mft is not None:
-            self._maker = tskentry.EntryMaker(facts.kind, ext=None, fat=None, mft=self._mft)
+            self._maker = tskentry.EntryMaker(facts.kind, mft=self._mft)
 
     # -- finding --------------------------------------------------------------------------------------
 

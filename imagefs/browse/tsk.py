@@ -19,6 +19,7 @@ from imagefs.browse.deleted import Deleted
 from imagefs.browse.extinode import ExtInodes, read_superblock
 from imagefs.browse.extxattr import ExtAttributes
 from imagefs.browse.fatdentry import Dentries
+from imagefs.browse.hfsplus import open_trees
 from imagefs.browse.listing import Listings
 from imagefs.browse.mft import Mft, record_size
 from imagefs.browse.names import FOLDED_KINDS, could_be_short, fold, printable, safe_name
@@ -124,6 +125,7 @@ def _facts(reader: Reader, info: Any, kind: str, fat_zone: tzinfo) -> Facts:
         xattrs=ExtAttributes(reader, superblock, ext) if superblock and ext else None,
         fat=Dentries(reader, exfat=kind == "exfat", zone=fat_zone) if "fat" in kind else None,
         mft=_mft(reader, info) if kind == "ntfs" else None,
+        hfs=open_trees(reader) if kind == "hfs" else None,
     )
 
 
@@ -174,7 +176,9 @@ class TskFileSystem:
         self.case_insensitive = facts.kind in FOLDED_KINDS
         self._handle = handle
         self._facts = facts
-        self._maker = tskentry.EntryMaker(facts.kind, ext=facts.ext, fat=facts.fat, mft=facts.mft)
+        self._maker = tskentry.EntryMaker(
+            facts.kind, ext=facts.ext, fat=facts.fat, mft=facts.mft, hfs=facts.hfs
+        )
         self._contents = Contents(handle, facts)
         self._root: Entry | None = None
         self._directories = Directories(handle, facts, self._maker)
@@ -239,7 +243,8 @@ class TskFileSystem:
 
     def streams(self, entry: Entry, /) -> list[Stream]:
         found = self._contents.streams(entry)
-        hidden = wof.STREAM if "wof" in entry.flags else b""  # the content itself, compressed
+        # What is the content itself, compressed: on HFS+ the resource fork of such a file is nothing else.
+        hidden = wof.STREAM if "wof" in entry.flags else b"rsrc" if "compressed" in entry.flags else b""
         return [Stream(safe_name(each.name), each.size) for each in found if each.name != hidden]
 
     def open_stream(self, entry: Entry, name: bytes, /) -> Reader:

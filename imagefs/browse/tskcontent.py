@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from imagefs.block.views import BytesReader
-from imagefs.browse import mft, reparse, tskentry, wof
+from imagefs.browse import decmpfs, mft, reparse, tskentry, wof
 from imagefs.browse.content import Fetch, FetchReader, MappedReader, Piece, damaged
 from imagefs.browse.fwnt import unpacker
 from imagefs.browse.lznt1 import UNIT_CLUSTERS, CompressedReader
@@ -40,6 +40,9 @@ class Contents:
         mapped = self._mapped(entry, shown)
         if mapped is not None:
             return mapped
+        if self._facts.kind == "hfs" and "compressed" in entry.flags:
+            self._handle.check_open()
+            return decmpfs.open_packed(self._facts.hfs, tskentry.address(entry.inode), shown)
         with self._handle.hold(f"'{shown}'") as info:
             file = info.open_meta(inode=tskentry.address(entry.inode))
             return self._content(entry, file, shown)
@@ -176,10 +179,6 @@ class Contents:
         facts = self._facts
         if facts.ext is not None:
             return facts.ext.must_refuse(facts.ext.get(int(entry.inode)))
-        if facts.kind == "hfs":
-            packed = int(file.info.meta.flags) & tskentry.META_COMPRESSED
-            packed |= stream.flags & tskentry.COMPRESSED if stream else 0
-            return "compressed by macOS" if packed else ""
         if facts.kind != "ntfs":
             return ""
         if tskentry.is_encrypted(streams):

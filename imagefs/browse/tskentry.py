@@ -12,11 +12,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from imagefs.browse import reparse
+from imagefs.browse import decmpfs, reparse
 from imagefs.browse.bigdir import Name
 from imagefs.browse.content import Piece
 from imagefs.browse.extinode import ExtInodes
 from imagefs.browse.fatdentry import LOCAL_TIMES, READ_ONLY, Dentries, Dentry
+from imagefs.browse.hfsplus import HfsPlus
 from imagefs.browse.mft import FileName, Mft, Record, decode_name
 from imagefs.browse.names import safe_name
 from imagefs.browse.tskhandle import Handle
@@ -24,7 +25,8 @@ from imagefs.interfaces import Entry, EntryType, NameTimes
 
 # Attribute types, attribute flags and metadata flags of TSK (tsk_fs.h).
 NTFS_INFORMATION, NTFS_ATTRIBUTE_LIST, NTFS_NAME, NTFS_DATA = 16, 32, 48, 128
-NTFS_INDEX_ROOT, NTFS_REPARSE, HFS_DATA, HFS_RESOURCE, HFS_ATTRIBUTE = 144, 192, 4352, 4353, 4354
+NTFS_INDEX_ROOT, NTFS_REPARSE = 144, 192
+HFS_DATA, HFS_RESOURCE, HFS_ATTRIBUTE = 4352, 4353, 4354
 RESIDENT, ENCRYPTED, COMPRESSED = 4, 16, 32
 META_COMPRESSED = 16
 _RUN_FILLER, _RUN_SPARSE = 1, 2
@@ -214,11 +216,20 @@ def address(inode: str) -> int:
 class EntryMaker:
     """Makes the entries of one file system. Owns nothing."""
 
-    def __init__(self, kind: str, *, ext: ExtInodes | None, fat: Dentries | None, mft: Mft | None) -> None:
+    def __init__(
+        self,
+        kind: str,
+        *,
+        ext: ExtInodes | None = None,
+        fat: Dentries | None = None,
+        mft: Mft | None = None,
+        hfs: HfsPlus | None = None,
+    ) -> None:
         self._kind = kind
         self._ext = ext
         self._fat = fat
         self._mft = mft
+        self._hfs = hfs
 
     def make(self, path: bytes, file: Any) -> Entry:
         """The entry of a file that TSK has opened."""
@@ -238,6 +249,8 @@ class EntryMaker:
             flags += (refused,)
         if self._kind == "hfs" and int(meta.flags) & META_COMPRESSED:
             flags += ("compressed",)
+            told = decmpfs.told_of(self._hfs, number)
+            size = told[0].size if told is not None else size
         return Entry(
             path,
             kind,

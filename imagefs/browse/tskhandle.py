@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from imagefs.browse.extinode import ExtInodes
 from imagefs.browse.extxattr import ExtAttributes
 from imagefs.browse.fatdentry import Dentries
+from imagefs.browse.hfsplus import HfsPlus
 from imagefs.browse.mft import Mft
 from imagefs.errors import BrowseError
 from imagefs.interfaces import Reader
@@ -29,8 +30,8 @@ class Image(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What does not change while the file system is open. ``ext`` (with ``xattrs``), ``fat`` and ``mft`` are
-    set for these."""
+    """What does not change while the file system is open. ``ext`` (with ``xattrs``), ``fat``, ``mft`` and ``hfs``
+    are set for these."""
 
     kind: str
     reader: Reader
@@ -40,6 +41,7 @@ class Facts:
     xattrs: ExtAttributes | None = None
     fat: Dentries | None = None
     mft: Mft | None = None
+    hfs: HfsPlus | None = None
 
 
 class Handle:

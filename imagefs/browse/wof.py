@@ -7,22 +7,18 @@ stored as it is. Source: wimlib's ``wof.h`` and ``resource.c``. Knows neither NT
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from functools import lru_cache
+from collections.abc import Callable
 
-from imagefs.block.views import clamp
+from imagefs.browse.chunked import ChunkedReader
 from imagefs.browse.content import damaged
-from imagefs.errors import BrowseError
-from imagefs.interfaces import Extent, Reader, State
+from imagefs.interfaces import Reader
 
 STREAM = b"WofCompressedData"
 #: Bytes of a chunk, and whether it is LZX instead of XPRESS, by the number in the reparse point.
 ALGORITHMS = {0: (4096, False), 1: (32768, True), 2: (8192, False), 3: (16384, False)}
-#: Chunks kept decoded.
-_KEPT = 32
 
 
-class WofReader:
+class WofReader(ChunkedReader):
     """``size`` bytes out of ``packed``, which becomes ours. ``unpack(data, count)`` gives ``count`` bytes or
     raises ValueError. Nothing longer than a chunk is read at once; what does not add up is an error."""
 
@@ -35,38 +31,15 @@ class WofReader:
         unpack: Callable[[bytes, int], bytes],
         label: str,
     ) -> None:
-        self.size = size
-        self._packed: Reader | None = packed
-        self._chunk_size = chunk
+        super().__init__(packed, size, chunk=chunk, label=label)
         self._unpack = unpack
-        self._label = label
         self._count = -(-size // chunk)
         self._entry = 8 if size > 0xFFFFFFFF else 4
         self._data = max(0, self._count - 1) * self._entry
         self._end = packed.size - self._data
-        self._chunk = lru_cache(maxsize=_KEPT)(self._decode)
-
-    def read_at(self, offset: int, length: int, /) -> bytes:
-        if self._packed is None:
-            raise BrowseError(f"'{self._label}' is closed")
-        end, out = offset + clamp(self.size, offset, length), []
-        while offset < end:
-            number, skip = divmod(offset, self._chunk_size)
-            part = self._chunk(number)[skip : skip + end - offset]
-            out.append(part)
-            offset += len(part)
-        return b"".join(out)
-
-    def extents(self, offset: int, length: int, /) -> Iterator[Extent]:
-        count = clamp(self.size, offset, length)
-        return iter([Extent(State.STORED, offset, count)] if count else [])
 
     def _decode(self, number: int) -> bytes:
-        """Chunk ``number``, never empty: ``read_at`` stays below ``size``."""
-        at, packed = number * self._chunk_size, self._packed
-        size = min(self._chunk_size, self.size - at)
-        if packed is None:
-            raise BrowseError(f"'{self._label}' is closed")
+        at, size, packed = number * self._chunk_size, self._length(number), self._packed
         first, end = self._place(packed, number)
         if not 0 <= first < end <= self._end or end - first > size:
             raise damaged(self._label, at, "the table of its compressed parts makes no sense")
@@ -86,9 +59,3 @@ class WofReader:
         places = [int.from_bytes(raw[at : at + wide], "little") for at in range(0, len(raw), wide)]
         first = places.pop(0) if number and places else 0
         return first, places[0] if number + 1 < self._count and places else self._end
-
-    def close(self) -> None:
-        if self._packed is not None:
-            self._packed.close()
-        self._packed = None
-        self._chunk.cache_clear()

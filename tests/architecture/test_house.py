@@ -16,6 +16,7 @@ FOREIGN = {
     "mfusepy": ("mounter/binding.py",),
     "fuse": ("mounter/binding.py",),
     "pyfwnt": ("imagefs/browse/fwnt.py",),
+    "lzfse": ("imagefs/browse/lzfse.py",),
     "pytsk3": ("imagefs/browse/tsk.py",),
     "pyfatfs": ("imagefs/browse/fat.py", "fixtures/fat.py"),
     "fs": (),

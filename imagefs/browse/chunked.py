@@ -1,0 +1,58 @@
+"""A content kept as chunks that are decoded one at a time. Knows no format."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from functools import lru_cache
+
+from imagefs.block.views import clamp
+from imagefs.errors import BrowseError
+from imagefs.interfaces import Extent, Reader, State
+
+#: Chunks kept decoded.
+_KEPT = 32
+
+
+class ChunkedReader(ABC):
+    """``size`` bytes out of ``packed``, which becomes ours, in chunks of ``chunk`` bytes."""
+
+    def __init__(self, packed: Reader, size: int, *, chunk: int, label: str) -> None:
+        self.size = size
+        self._source: Reader | None = packed
+        self._chunk_size = chunk
+        self._label = label
+        self._chunk = lru_cache(maxsize=_KEPT)(self._decode)
+
+    @property
+    def _packed(self) -> Reader:
+        if self._source is None:
+            raise BrowseError(f"'{self._label}' is closed")
+        return self._source
+
+    def read_at(self, offset: int, length: int, /) -> bytes:
+        end, out = offset + clamp(self.size, offset, length), []
+        self._packed  # noqa: B018 - a closed one raises
+        while offset < end:
+            number, skip = divmod(offset, self._chunk_size)
+            part = self._chunk(number)[skip : skip + end - offset]
+            out.append(part)
+            offset += len(part)
+        return b"".join(out)
+
+    def extents(self, offset: int, length: int, /) -> Iterator[Extent]:
+        count = clamp(self.size, offset, length)
+        return iter([Extent(State.STORED, offset, count)] if count else [])
+
+    @abstractmethod
+    def _decode(self, number: int) -> bytes:
+        """Chunk ``number``, never empty: ``read_at`` stays below ``size``. All its bytes, or a BrowseError."""
+
+    def _length(self, number: int) -> int:
+        return min(self._chunk_size, self.size - number * self._chunk_size)
+
+    def close(self) -> None:
+        if self._source is not None:
+            self._source.close()
+        self._source = None
+        self._chunk.cache_clear()
