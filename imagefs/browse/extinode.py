@@ -23,6 +23,8 @@ from imagefs.interfaces import Reader
 _MAGIC = 0xEF53
 _INCOMPAT_COMPRESSION, _INCOMPAT_META_BG, _INCOMPAT_64BIT = 0x1, 0x10, 0x80
 _INCOMPAT_ENCRYPT = 0x10000
+#: Which groups have a copy of the superblock: some (``sparse_super``), or two that are named (``sparse_super2``).
+_SPARSE, _SPARSE_2 = 0x1, 0x200
 _FLAG_COMPRESSED, _FLAG_ENCRYPTED = 0x4, 0x800
 _FLAG_EXTENTS, _FLAG_INLINE = 0x80000, 0x10000000
 _TYPE, _CHAR, _DIRECTORY, _BLOCK, _REGULAR, _SYMLINK = 0xF000, 0x2000, 0x4000, 0x6000, 0x8000, 0xA000
@@ -45,16 +47,46 @@ class Superblock:
     free_blocks: int
     inodes: int
     inodes_per_group: int
+    blocks_per_group: int
     first_data_block: int
     inode_size: int
     descriptor_size: int
     incompat: int
     label: str
+    meta_from: int | None  # with meta_bg: the first block of descriptors that lies among its groups
+    sparse: bool
+    backups: tuple[int, int] | None  # with sparse_super2
 
     @property
     def is_wide(self) -> bool:
         """Whether block numbers may have more than 32 bits."""
         return bool(self.incompat & _INCOMPAT_64BIT)
+
+    def has_super(self, group: int) -> bool:
+        """Whether a copy of the superblock lies at the start of a group."""
+        if group == 0:
+            return True
+        if self.backups is not None:
+            return group in self.backups
+        return not self.sparse or group == 1 or any(_is_power(group, base) for base in (3, 5, 7))
+
+    def descriptor_place(self, group: int) -> int:
+        """Where the descriptor of a group lies, in bytes. With ``meta_bg`` each block of them lies in the first
+        group that it tells of (``descriptor_loc`` in Linux's ``fs/ext4/super.c``)."""
+        # With bigalloc the superblock's block is 1 even where the first group begins with block 0.
+        first = max(self.first_data_block, int(self.block_size == 1024)) + 1
+        block, inside = divmod(group * self.descriptor_size, self.block_size)
+        if self.meta_from is None or block < self.meta_from or not block:
+            return (first + block) * self.block_size + inside
+        head = block * (self.block_size // self.descriptor_size)
+        start = self.first_data_block + head * self.blocks_per_group
+        return (start + self.has_super(head)) * self.block_size + inside
+
+
+def _is_power(number: int, base: int) -> bool:
+    while number > 1 and number % base == 0:
+        number //= base
+    return number == 1
 
 
 class Inode(NamedTuple):
@@ -97,20 +129,40 @@ def read_superblock(reader: Reader) -> Superblock | None:
     if len(raw) < 1024 or struct.unpack_from("<H", raw, 56)[0] != _MAGIC:
         return None
     inodes, blocks, _, free, _, first, log_size = struct.unpack_from("<7I", raw)
-    per_group = struct.unpack_from("<I", raw, 40)[0]
+    blocks_per_group, per_group = struct.unpack_from("<I4xI", raw, 32)
     revision = struct.unpack_from("<I", raw, 76)[0]
-    incompat = struct.unpack_from("<I", raw, 96)[0] if revision else 0
+    compat, incompat, read_only = struct.unpack_from("<3I", raw, 92) if revision else (0, 0, 0)
     inode_size = struct.unpack_from("<H", raw, 88)[0] if revision else 128
     wide = bool(incompat & _INCOMPAT_64BIT)
     descriptor = max(32, struct.unpack_from("<H", raw, 254)[0]) if wide else 32
     if wide:
         blocks += struct.unpack_from("<I", raw, 336)[0] << 32
         free += struct.unpack_from("<I", raw, 344)[0] << 32
-    if log_size > 6 or not per_group or not 128 <= inode_size <= 65536 or descriptor > 1024:
+    if (
+        log_size > 6
+        or not per_group
+        or not blocks_per_group
+        or not 128 <= inode_size <= 65536
+        or descriptor > 1024
+    ):
         return None
     label = raw[120:136].split(b"\0")[0].decode("utf-8", "replace")
-    size = 1024 << log_size
-    return Superblock(size, blocks, free, inodes, per_group, first, inode_size, descriptor, incompat, label)
+    return Superblock(
+        1024 << log_size,
+        blocks,
+        free,
+        inodes,
+        per_group,
+        blocks_per_group,
+        first,
+        inode_size,
+        descriptor,
+        incompat,
+        label,
+        meta_from=struct.unpack_from("<I", raw, 260)[0] if incompat & _INCOMPAT_META_BG else None,
+        sparse=bool(read_only & _SPARSE),
+        backups=struct.unpack_from("<2I", raw, 588) if compat & _SPARSE_2 else None,
+    )
 
 
 class ExtInodes:
@@ -120,7 +172,7 @@ class ExtInodes:
         self._super = superblock
         self._reader = reader
         self.may_refuse = bool(superblock.incompat & (_INCOMPAT_ENCRYPT | _INCOMPAT_COMPRESSION))
-        self._last = 0 if superblock.incompat & _INCOMPAT_META_BG else superblock.inodes
+        self._last = superblock.inodes
         self._per_group, self._size = superblock.inodes_per_group, superblock.inode_size
         self._step = max(1, _PIECE // superblock.inode_size)
         self._in_group = -(-self._per_group // self._step)
@@ -128,7 +180,7 @@ class ExtInodes:
         self._table = lru_cache(maxsize=4096)(self._read_table)
 
     def get(self, number: int) -> Inode | None:
-        """Inode ``number``; None where it cannot be found (``meta_bg``, a number out of range)."""
+        """Inode ``number``; None where there is none of that number."""
         if not 1 <= number <= self._last:
             return None
         group, index = divmod(number - 1, self._per_group)
@@ -189,7 +241,7 @@ class ExtInodes:
 
     @property
     def last(self) -> int:
-        """The number of the last inode that can be found; 0 where none can (``meta_bg``)."""
+        """The number of the last inode."""
         return self._last
 
     def place(self, number: int) -> int | None:
@@ -235,8 +287,7 @@ class ExtInodes:
     def descriptor(self, group: int) -> bytes:
         """The descriptor of a group, short past the end of the volume."""
         sb = self._super
-        at = (sb.first_data_block + 1) * sb.block_size + group * sb.descriptor_size
-        return self._reader.read_at(at, sb.descriptor_size)
+        return self._reader.read_at(sb.descriptor_place(group), sb.descriptor_size)
 
     def table(self, group: int, first: int, count: int) -> bytes:
         """The bytes of ``count`` inodes of a group from its ``first`` on."""

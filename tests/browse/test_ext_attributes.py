@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import struct
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from fixtures.tools import run_tool
 from imagefs.block.views import BytesReader
 from imagefs.browse import open_filesystem, walk
+from imagefs.browse.tsk import open_tsk
 from imagefs.errors import BrowseError, ImagefsError
 from imagefs.interfaces import EntryType, FileSystem, HasXattrs
 from tests.browse.disks import MIB, FileReader, debugfs, pattern, sparse_file
@@ -155,3 +157,41 @@ def test_small_inodes_have_attributes_in_a_block(ext2: Path, tmp_path: Path) -> 
         b"/d/hard": {b"user.comment": b"hello"},
         b"/d": {b"trusted.deep": b"1"},
     }
+
+
+META_BG = {
+    "wide": ["-t", "ext4", "-O", "meta_bg,^resize_inode", "-b", "1024", "-g", "256"],
+    "narrow": ["-t", "ext4", "-O", "meta_bg,^resize_inode,^64bit,^flex_bg", "-b", "1024", "-g", "512"],
+    "dense": ["-t", "ext2", "-O", "meta_bg,^resize_inode,^sparse_super,ext_attr", "-b", "1024", "-g", "256"],
+    "two-copies": ["-t", "ext4", "-O", "meta_bg,^resize_inode,sparse_super2", "-b", "1024", "-g", "256"],
+    "4k": ["-t", "ext4", "-O", "meta_bg,^resize_inode", "-b", "4096", "-g", "256"],
+}
+
+
+@pytest.mark.parametrize("kind", META_BG)
+def test_descriptors_among_the_groups(kind: str, tmp_path: Path) -> None:
+    """meta_bg: inodes lie where debugfs finds them, so files have attributes, and deleted ones are found."""
+    need_tool("mke2fs")
+    (tmp_path / "room" / "d").mkdir(parents=True)
+    for number in range(60):
+        (tmp_path / "room" / "d" / f"{number}").write_bytes(pattern(number * 31))
+    path = sparse_file(tmp_path / "ext", 128 * MIB if kind == "4k" else 48 * MIB)
+    run_tool(["mke2fs", "-q", "-F", *META_BG[kind], "-I", "256", "-d", tmp_path / "room", path])
+    debugfs(path, "ea_set /d/17 user.comment hello", "ea_set /d user.of.folder x")
+    fs = open_tsk(FileReader(path))
+    ext = fs._facts.ext
+    assert ext is not None
+    block = ext._super.block_size
+    step = ext.last // 40
+    numbers = [*range(1, 20), *range(step, ext.last + 1, step)]
+    said = debugfs(path, *(f"imap <{number}>" for number in numbers))
+    places = re.findall(r"located at block (\d+), offset 0x([0-9a-f]+)", said)
+    assert [ext.place(number) for number in numbers] == [int(at) * block + int(off, 16) for at, off in places]
+    assert len(places) == len(numbers)
+    assert fs.xattrs(fs.lookup(b"/d/17")) == {b"user.comment": b"hello"}
+    assert fs.xattrs(fs.lookup(b"/d")) == {b"user.of.folder": b"x"}
+    assert fs.xattrs(fs.lookup(b"/d/18")) == {}
+    assert fs.open(fs.lookup(b"/d/59")).read_at(0, 9999) == pattern(59 * 31)
+    debugfs(path, "rm d/40")
+    fs = open_tsk(FileReader(path))
+    assert {entry.path: str(fs.wholeness(entry)) for entry in fs.deleted()} == {b"/d/40": "intact"}
