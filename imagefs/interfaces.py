@@ -323,10 +323,12 @@ class ListsNames(Protocol):
 
 
 class Stream(NamedTuple):
-    """A further content of a file: an alternate data stream of NTFS, the resource fork of HFS+ (``rsrc``)."""
+    """A further content of a file: an alternate data stream of NTFS, the resource fork of HFS+ (``rsrc``).
+    ``inode`` is its own address where it has one, as ``fls`` prints it (``64-128-5``)."""
 
     name: bytes
     size: int
+    inode: str = ""
 
 
 @runtime_checkable

@@ -147,7 +147,12 @@ def _streams(fs: HasStreams, entry: Entry, onerror: OnError) -> list[tuple[Entry
     try:
         return [
             (
-                entry._replace(path=entry.path + b":" + each.name, size=each.size, type=EntryType.FILE),
+                entry._replace(
+                    path=entry.path + b":" + each.name,
+                    type=EntryType.FILE,
+                    size=each.size,
+                    inode=each.inode or entry.inode,
+                ),
                 opener(each.name),
             )
             for each in fs.streams(entry)

@@ -3,8 +3,9 @@
 A body file is The Sleuth Kit's (wiki.sleuthkit.org, "Body file", from version 3.0): ``MD5|name|inode|mode|
 UID|GID|size|atime|mtime|ctime|crtime``, times in seconds since 1970 and 0 where not known. Names are what
 ``fls -m`` writes: `` -> target`` behind a symlink, `` ($FILE_NAME)`` where the times are those that NTFS keeps
-with a name, `` (deleted)``. Control bytes are ``^`` as there; ``|`` is ``%7C`` and a ``%`` that ``mactime``
-would decode ``%25``, where ``fls`` writes lines that ``mactime`` reads wrong.
+with a name, `` (deleted)``, or `` (deleted-realloc)`` where another file has the inode now, whose facts are not told.
+Control bytes are ``^`` as there; ``|`` is ``%7C`` and a ``%`` that ``mactime`` would decode ``%25``, where ``fls``
+writes lines that ``mactime`` reads wrong.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import NamedTuple
 import numpy as np
 
 from imagefs.browse.names import safe_name
+from imagefs.browse.remains import ORPHANS, REALLOCATED
 from imagefs.browse.walk import OnError, walk
 from imagefs.errors import ImagefsError
 from imagefs.interfaces import Entry, EntryType, FileSystem, HasNameTimes, HasStreams, KeepsDeleted
@@ -42,6 +44,7 @@ _DECODED = re.compile(rb"%(?=[0-9A-Fa-f]{2})")
 _BITS = (("mtime_ns", 1), ("atime_ns", 2), ("ctime_ns", 4), ("crtime_ns", 8))
 _FLAGS = ["".join(char if bits >> at & 1 else "." for at, char in enumerate("macb")) for bits in range(16)]
 _BATCH = 1 << 16
+_WITH_STREAMS = frozenset({EntryType.FILE, EntryType.DIRECTORY})
 
 
 class Line(NamedTuple):
@@ -90,10 +93,11 @@ def _lines(
     try:
         if names is not None:
             yield from _names(names, entry)
-        if streams is not None and entry.type in (EntryType.FILE, EntryType.DIRECTORY):
+        # Deleted streams are entries of their own.
+        if streams is not None and not entry.deleted and entry.type in _WITH_STREAMS:
             for stream in streams.streams(entry):
-                path = entry.path + b":" + stream.name
-                yield Line(entry._replace(path=path, size=stream.size, type=EntryType.FILE))
+                path, inode = entry.path + b":" + stream.name, stream.inode or entry.inode
+                yield Line(entry._replace(path=path, size=stream.size, inode=inode, type=EntryType.FILE))
     except ImagefsError as error:
         onerror(error)
 
@@ -129,15 +133,20 @@ def _name(line: Line, lead: bytes) -> bytes:
     name = lead + line.entry.path
     name += b" -> " + line.target if line.target else b""
     name += b" ($FILE_NAME)" if line.source == FILE_NAME else b""
-    name += b" (deleted)" if line.entry.deleted else b""
+    if line.entry.deleted:
+        realloc = REALLOCATED in line.entry.flags and line.entry.inode != "0"
+        name += b" (deleted-realloc)" if realloc else b" (deleted)"
     return name.translate(_CONTROL)
 
 
 def _mode(entry: Entry) -> str:
     """``r/rrw-r--r--``: what the name and what the inode say that it is, and the permissions. TSK has two letters
-    for a socket."""
+    for a socket, and no name of what it found without one."""
     letter = _LETTERS.get(entry.type) or ("c" if "char" in entry.flags else "b")
-    return f"{letter}/{'h' if letter == 's' else letter}{stat.filemode(entry.mode)[1:]}"
+    if REALLOCATED in entry.flags:  # what the inode says is another file's
+        return f"{letter}/----------"
+    name = "-" if entry.deleted and entry.path.rpartition(b"/")[0] == ORPHANS else letter
+    return f"{name}/{'h' if letter == 's' else letter}{stat.filemode(entry.mode)[1:]}"
 
 
 class Timeline:

@@ -245,7 +245,12 @@ class TskFileSystem:
         found = self._contents.streams(entry)
         # What is the content itself, compressed: on HFS+ the resource fork of such a file is nothing else.
         hidden = wof.STREAM if "wof" in entry.flags else b"rsrc" if "compressed" in entry.flags else b""
-        return [Stream(safe_name(each.name), each.size) for each in found if each.name != hidden]
+        number = tskentry.address(entry.inode)
+        return [
+            Stream(safe_name(each.name), each.size, f"{number}-{each.type}-{each.id}")
+            for each in found
+            if each.name != hidden
+        ]
 
     def open_stream(self, entry: Entry, name: bytes, /) -> Reader:
         return self._contents.open(self._stream(entry, name))

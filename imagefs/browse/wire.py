@@ -39,7 +39,7 @@ _TIME = (int, type(None))
 _SHAPES: tuple[tuple[type[Any], tuple[type | tuple[type, ...], ...]], ...] = (
     (Named, (bytes, EntryType, str)),
     (Place, (bytes, int, int)),
-    (Stream, (bytes, int)),
+    (Stream, (bytes, int, str)),
     (NameTimes, (bytes, str, int, _TIME, _TIME, _TIME, _TIME)),
     (Extent, (State, int, int)),
     (EntryType, (str,)),

@@ -6,6 +6,7 @@ import csv
 import io
 import shutil
 import struct
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,7 +19,17 @@ from imagefs.browse.timeline import Line, Timeline, body, lines
 from imagefs.browse.tsk import TskFileSystem, open_tsk
 from imagefs.errors import BrowseError, ImagefsError
 from imagefs.interfaces import Entry, HasStreams, NameTimes
-from tests.browse.disks import FakeFs, FileReader, file, folder, make_ext, mft_record
+from tests.browse.disks import (
+    FakeFs,
+    FileReader,
+    debugfs,
+    file,
+    folder,
+    make_ext,
+    make_fat,
+    mft_record,
+    pattern,
+)
 from tests.browse.test_find_content import ForensicFs
 from tests.support.oracles import corpus_file, need_tool, run_tool, unpack, unpacked_corpus_file
 
@@ -51,16 +62,14 @@ def theirs(raw: list[bytes], kind: str, *, streams: bool) -> Iterator[tuple[byte
         name, (inode, mode, uid, *facts) = head.removeprefix(b"0|"), rest
         base = name.removesuffix(b" (Volume Label Entry)")
         if (
-            b"(deleted" in name
+            b" (deleted" in name
             or (base != name and facts[1] == b"0")
             or mode[:1] in (b"v", b"V")
             or base[4:] in MADE_UP
         ):
             continue
-        if kind == "ntfs" and b":" in name:
-            if not streams or b"-128-" not in inode:
-                continue  # indexes of system files are no content
-            inode = inode.split(b"-")[0]
+        if kind == "ntfs" and b":" in name and (not streams or b"-128-" not in inode):
+            continue  # indexes of system files are no content
         if kind in WITHOUT_MODES:
             mode, uid = mode[:3], b"0"
         times = (b"0" if time == NO_WINDOWS_TIME else time for time in facts[2:])
@@ -78,11 +87,8 @@ def ours(fs: TskFileSystem) -> Iterator[tuple[bytes, ...]]:
         name = head.removeprefix(b"0|")
         if fs.kind == "hfs" and name.endswith(b":rsrc"):
             continue  # fls has no lines for resource forks
-        if fs.kind == "ntfs":
-            if b":" in name:
-                inode = inode.split(b"-")[0]
-            elif b"-" not in inode:
-                continue  # fls has no line for a file without a content
+        if fs.kind == "ntfs" and b":" not in name and b"-" not in inode:
+            continue  # fls has no line for a file without a content
         if fs.kind in WITHOUT_MODES:
             mode = mode[:3]
         if fs.kind == "ext4" and len(line.target) >= 60:
@@ -145,6 +151,92 @@ def test_four_file_systems_on_one_disk(tmp_path: Path) -> None:
     disk = unpack(corpus_file("debian-forensics-samples/fs.multiple.xz"), tmp_path)
     for sector in (227_328, 309_248, 391_168):
         assert compare(disk, sector * 512)
+
+
+# -- deleted files ---------------------------------------------------------------------------------
+
+REALLOC = b" (deleted-realloc)"
+#: Records of NTFS that were never used, which fls lists.
+NEVER_USED = {b"/p1/$OrphanFiles/OrphanFile-%d (deleted)" % number for number in range(12, 24)}
+
+
+def same(line: bytes, kind: str) -> tuple[bytes, ...]:
+    """A line for a deleted name, without what is known to be said otherwise."""
+    head, *rest = line.rsplit(b"|", 9)
+    name, (inode, mode, uid, gid, size, *times) = head.removeprefix(b"0|"), rest
+    if name.endswith(REALLOC):  # fls tells of the file that has the inode now
+        return (name, inode, mode[:1])
+    if kind in WITHOUT_MODES:
+        mode, uid = mode[:3], b"0"
+    # fls does not know what a deleted name of NTFS named; a name of ext may say otherwise than its inode.
+    mode = mode if name.startswith(b"/p1/$OrphanFiles/") and kind != "ntfs" else mode[1:]
+    if "fat" in kind:  # 1.00 second above an even one is none for fls
+        times = [b"%d" % (int(time) & ~1) for time in times]
+    return (name, inode, mode, uid, gid, size, *times)
+
+
+def compare_deleted(path: Path) -> Counter[tuple[bytes, ...]]:
+    fs = open_tsk(FileReader(path))
+    theirs = Counter(same(line, fs.kind) for line in fls(path) if b" (deleted" in line)
+    if fs.kind == "ntfs":
+        theirs = Counter({line: count for line, count in theirs.items() if line[0] not in NEVER_USED})
+    told = (line for line in lines(fs, fs.root(), onerror=lambda error: None) if line.entry.deleted)
+    assert Counter(same(body(line, b"/p1").rstrip(b"\n"), fs.kind) for line in told) == theirs
+    fs.close()
+    return theirs
+
+
+@pytest.mark.parametrize(
+    ("name", "member", "count"),
+    [
+        ("sleuthkit_test_data/from_brian/7-undel-ntfs.zip", "7-ntfs-undel.dd", 21),
+        ("sleuthkit_test_data/from_brian/9-fat-label.zip", "*.dd", 1),
+        ("dfir_ntfs/test_data/fat_deleted_dir.raw.gz", "*", 504),
+        ("dfir_ntfs/test_data/fat16_moved.raw.gz", "*", 1),
+        ("dfir_ntfs/test_data/fat32_loop.raw.gz", "*", 1),
+        ("dfir_ntfs/test_data/fat_dir.raw.gz", "*", 1),
+        ("e2fsprogs/tests/f_badorphan/image.gz", "*", 37),
+        ("e2fsprogs/tests/f_dup_de/image.gz", "*", 199),
+        ("e2fsprogs/tests/f_journal/image.gz", "*", 103),
+        ("e2fsprogs/tests/f_verity/image.gz", "*", 79),
+    ],
+)
+def test_deleted_files_of_packed_disks(name: str, member: str, count: int, tmp_path: Path) -> None:
+    assert sum(compare_deleted(unpacked_corpus_file(name, tmp_path, member=member)).values()) == count
+
+
+@pytest.mark.parametrize(
+    ("name", "count"), [("go-exfat/test/assets/test.exfat", 3), ("go-ext4/assets/hierarchy_64.ext4", 5)]
+)
+def test_deleted_files_of_disks(name: str, count: int) -> None:
+    assert sum(compare_deleted(corpus_file(name)).values()) == count
+
+
+def test_records_that_were_never_used_have_no_lines(tmp_path: Path) -> None:
+    need_tool("qemu-img")
+    source = corpus_file("dfvfs/test_data/windows_volume.qcow2")
+    run_tool(["qemu-img", "convert", "-O", "raw", source, tmp_path / "raw"])
+    assert not compare_deleted(tmp_path / "raw")
+    assert sum(b" (deleted" in line for line in fls(tmp_path / "raw")) == 8
+
+
+def test_what_was_deleted_just_now(tmp_path: Path) -> None:
+    """ext4 by debugfs (it keeps the map, as ext2 does), FAT by mtools, and a name whose inode is taken again."""
+    room = tmp_path / "room"
+    (room / "d").mkdir(parents=True)
+    for name in ("a", "b", "d/x"):
+        (room / name).write_bytes(pattern(9_000))
+    (room / "link").symlink_to("target")
+    ext = make_ext(tmp_path / "ext4", room)
+    debugfs(ext, "rm a", "rm link", "rm d/x", "rmdir d", f"write {room / 'b'} another")
+    found = compare_deleted(ext)
+    assert len(found) == 4
+    assert {name for name, *_ in found if name.endswith(REALLOC)}
+    (room / "link").unlink()
+    fat = make_fat(tmp_path / "fat", room, "-F12", "-s8")
+    run_tool(["mdel", "-i", fat, "::/a"])
+    run_tool(["mdeltree", "-i", fat, "::/d"])
+    assert {name for name, *_ in compare_deleted(fat)} == {b"/p1/_ (deleted)", b"/p1/_/_ (deleted)"}
 
 
 # -- what fls does not do right --------------------------------------------------------------------
