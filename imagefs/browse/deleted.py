@@ -19,7 +19,7 @@ from imagefs.browse.bigdir import Name
 from imagefs.browse.content import MappedReader
 from imagefs.browse.extdeleted import ExtDeleted
 from imagefs.browse.fatdentry import Dentry
-from imagefs.browse.names import printable
+from imagefs.browse.names import printable, safe_name
 from imagefs.browse.ntfsdeleted import AnyRecord, NtfsDeleted
 from imagefs.browse.remains import ORPHANS, REALLOCATED, Collector
 from imagefs.browse.tskdeleted import Orphans, TskDeleted
@@ -54,16 +54,21 @@ class Deleted:
 
     def entries(self) -> Iterator[Entry]:
         """Every deleted entry; what cannot be read is raised after everything that can."""
+        return (entry for entry in self.steps() if entry is not None)
+
+    def steps(self, *, lost: bool = True) -> Iterator[Entry | None]:
+        """The same, and None again and again while none is found. Without ``lost`` unused clusters of FAT and
+        exFAT are not looked through."""
         self._handle.check_open()
         collector = Collector(self._facts.reader, self._fs.lookup)
         try:
-            yield from self._search(collector)
+            yield from self._search(collector, lost)
         except ImagefsError as error:
             collector.note(error)
         if collector.error is not None:
             raise collector.error
 
-    def _search(self, collector: Collector) -> Iterator[Entry]:
+    def _search(self, collector: Collector, lost: bool) -> Iterator[Entry | None]:
         facts = self._facts
         if facts.ext is not None and facts.ext.last and self._ext_bitmaps is not None:
             ext = ExtDeleted(facts.reader, facts.block_size, facts.ext, self._ext_bitmaps, self._maker)
@@ -71,11 +76,15 @@ class Deleted:
         if self._mft is not None:
             ntfs = NtfsDeleted(facts.reader, facts.block_size, self._mft, self._of_record)
             return ntfs.entries(collector)
-        orphans = None
-        if facts.fat is not None and self._allocated is not None:
-            orphans = Orphans(facts.reader, facts.fat, self._allocated, exfat=facts.kind == "exfat")
         tsk = TskDeleted(self._handle, self._maker, facts.root_inode)
-        return tsk.entries(collector, orphans)
+        return tsk.entries(collector, self._orphans if lost else None)
+
+    @property
+    def _orphans(self) -> Orphans | None:
+        facts = self._facts
+        if facts.fat is None or self._allocated is None:
+            return None
+        return Orphans(facts.reader, facts.fat, self._allocated, exfat=facts.kind == "exfat")
 
     def _of_record(self, path: bytes, number: int) -> Entry:
         entry = self._maker.from_disk(path, Name(b"", number))
@@ -122,12 +131,13 @@ class Deleted:
 
     def _find_deleted(self, number: int, stream: str | None) -> Entry:
         try:
-            for entry in self.entries():
-                if tskentry.address(entry.inode) == number and REALLOCATED not in entry.flags:
+            for entry in self.steps(lost=False):
+                if entry and tskentry.address(entry.inode) == number and REALLOCATED not in entry.flags:
                     return entry
         except ImagefsError:
             pass  # what can be read did not have it
-        path = ORPHANS + b"/" + self._orphan_name(number)
+        name = self._orphans.name(number) if self._orphans is not None else self._orphan_name(number)
+        path = ORPHANS + b"/" + safe_name(name)
         return self._of_tsk(path, number)._replace(deleted=True)
 
     @staticmethod

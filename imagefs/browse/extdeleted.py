@@ -50,16 +50,21 @@ class ExtDeleted:
         self._maker = maker
         self._last = min(inodes.last, reader.size // inodes.size, _MAX_INODES)
 
-    def entries(self, collector: Collector) -> Iterator[Entry]:
+    def entries(self, collector: Collector) -> Iterator[Entry | None]:
+        """None again and again while nothing is found."""
         named = bytearray(self._last // 8 + 1)
         visited = {_ROOT}
         yield from self._below(b"/", _ROOT, False, named, visited, collector)
-        orphans, ahead = self._unnamed(named, collector), collector.apart()
+        parts, ahead = [np.zeros(0, np.int64)], collector.apart()
+        for part in self._unnamed(named, collector):
+            parts += [part] if len(part) else []
+            yield None
+        orphans = np.concatenate(parts)
         for number in orphans.tolist():  # what an orphaned directory names is no orphan
             if number not in visited and self._is_folder(number):
                 visited.add(number)
                 for _ in self._below(b"/", number, True, named, visited, ahead):
-                    pass
+                    yield None
         visited.clear()
         for number in orphans.tolist():
             if not named[number >> 3] >> (number & 7) & 1:
@@ -77,7 +82,7 @@ class ExtDeleted:
         named: bytearray,
         visited: set[int],
         collector: Collector,
-    ) -> Iterator[Entry]:
+    ) -> Iterator[Entry | None]:
         """The deleted entries in and below a directory; ``gone`` when it is deleted itself."""
         stack = [(path, gone, self._names(path, number, collector))]
         while stack:
@@ -85,6 +90,7 @@ class ExtDeleted:
             found = next(names, None)
             if found is None:
                 stack.pop()
+                yield None
                 continue
             name, deleted = found
             if name.inode <= self._last:
@@ -149,17 +155,18 @@ class ExtDeleted:
                     continue
                 yield from _block_names(block, self._last)
 
-    def _unnamed(self, named: bytearray, collector: Collector) -> I64:
-        """Inodes without a name that were used and are free, by the inode tables and their bitmaps."""
-        per_group, found = self._bitmaps.inodes_per_group, [np.zeros(0, np.int64)]
+    def _unnamed(self, named: bytearray, collector: Collector) -> Iterator[I64]:
+        """Inodes without a name that were used and are free, by the inode tables and their bitmaps: of each
+        group some, perhaps none."""
+        per_group = self._bitmaps.inodes_per_group
         names = np.frombuffer(named, np.uint8)
         for group in range(-(-self._last // per_group)):
             try:
-                unused = self._unused_in(group, min(per_group, self._last - group * per_group))
-                found.extend(n[(names[n >> 3] >> (n & 7).astype(np.uint8) & 1) == 0] for n in unused)
+                for n in self._unused_in(group, min(per_group, self._last - group * per_group)):
+                    yield n[(names[n >> 3] >> (n & 7).astype(np.uint8) & 1) == 0]
             except ImagefsError as error:
                 collector.note(error)
-        return np.concatenate(found)
+            yield np.zeros(0, np.int64)
 
     def _unused_in(self, group: int, most: int) -> Iterator[I64]:
         count = min(most, self._bitmaps.inodes_in(group))

@@ -115,7 +115,8 @@ class NtfsDeleted:
         self._records = records
         self._make = make
 
-    def entries(self, collector: Collector) -> Iterator[Entry]:
+    def entries(self, collector: Collector) -> Iterator[Entry | None]:
+        """None after each record that was looked at."""
         paths = _Paths(self._records, collector)
         try:
             for number in self._records.scan():
@@ -127,6 +128,7 @@ class NtfsDeleted:
                         yield from self._of_record(number, remains, paths)
                     if remains.is_directory:
                         yield from self._left_in(number, not remains.in_use, paths, collector)
+                    yield None
                 except ImagefsError as error:
                     collector.note(error)
         except ImagefsError as error:

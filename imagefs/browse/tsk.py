@@ -292,6 +292,10 @@ class TskFileSystem:
     def deleted(self) -> Iterator[Entry]:
         return self._deleted.entries()
 
+    def deleted_in_steps(self) -> Iterator[Entry | None]:
+        """The same, and None again and again while none is found: who asks may rest there."""
+        return self._deleted.steps()
+
     def at(self, inode: str, /) -> Entry:
         return self._deleted.at(inode)
 

@@ -52,25 +52,31 @@ class TskDeleted:
         self._maker = maker
         self._root = root
 
-    def entries(self, collector: Collector, orphans: Orphans | None = None) -> Iterator[Entry]:
+    def entries(self, collector: Collector, orphans: Orphans | None = None) -> Iterator[Entry | None]:
+        """None again and again while nothing is found."""
         visited, named = {self._root}, set[int]()
         yield from self._below(b"/", self._root, False, visited, named, collector)
         if orphans is None:
             yield from self._lost(visited, named, collector)
             return
-        numbers = [number for number in orphans.search(collector) if number not in named]
-        folders = [number for number in numbers if orphans.is_folder(number)]
+        numbers, folders = list[int](), list[int]()
+        for found in orphans.search(collector):
+            if found is None:
+                yield None
+            elif found not in named:
+                numbers.append(found)
+                folders += [found] if orphans.is_folder(found) else []
         ahead, seen = collector.apart(), set(visited)
         for number in folders:  # what a lost directory lists is shown below it
             if number not in seen:
                 seen.add(number)
                 for _ in self._below(b"/", number, True, seen, named, ahead):
-                    pass
+                    yield None
         for number in numbers:
             if number not in named:
                 yield from self._orphan(number, orphans.name(number), visited, named, collector)
 
-    def _lost(self, visited: set[int], named: set[int], collector: Collector) -> Iterator[Entry]:
+    def _lost(self, visited: set[int], named: set[int], collector: Collector) -> Iterator[Entry | None]:
         """What TSK itself calls orphans, where its own search is the only one."""
         with self._handle.hold("the orphaned files") as info:
             last = int(info.info.last_inum)
@@ -82,7 +88,7 @@ class TskDeleted:
 
     def _orphan(
         self, number: int, name: bytes, visited: set[int], named: set[int], collector: Collector
-    ) -> Iterator[Entry]:
+    ) -> Iterator[Entry | None]:
         found = Found(name, number, True, EntryType.OTHER)
         entry = self._entry(ORPHANS + b"/" + safe_name(name), found, collector)
         if entry is None or REALLOCATED in entry.flags or entry.name in _DOTS:
@@ -100,7 +106,7 @@ class TskDeleted:
         visited: set[int],
         named: set[int],
         collector: Collector,
-    ) -> Iterator[Entry]:
+    ) -> Iterator[Entry | None]:
         """The deleted entries in and below a directory; ``gone`` when it is deleted itself."""
         stack = [(path, gone, self._list(number, collector))]
         while stack:
@@ -108,6 +114,7 @@ class TskDeleted:
             found = next(names, None)
             if found is None:
                 stack.pop()
+                yield None
                 continue
             below = join(above, safe_name(found.name))
             if found.deleted or is_gone:
@@ -167,11 +174,14 @@ class Orphans:
         self._allocated = allocated
         self._exfat = exfat
 
-    def search(self, collector: Collector) -> Iterator[int]:
-        """The addresses of what looks like one, in the order of the disk."""
+    def search(self, collector: Collector) -> Iterator[int | None]:
+        """The addresses of what looks like one, in the order of the disk; None again and again between."""
         start, count = self._dentries.start, 0
         looks = _looks_exfat if self._exfat else _looks_fat
         for first, end in self._stretches(start):
+            yield None
+            if first == end:
+                continue
             try:
                 raw = self._reader.read_at(first, end - first)
             except ImagefsError as error:
@@ -189,7 +199,7 @@ class Orphans:
                 yield FIRST_INODE + (at - start) // SLOT
 
     def _stretches(self, start: int) -> Iterator[tuple[int, int]]:
-        """What may hold entries: captured, not zeros, and not all in use."""
+        """What may hold entries: captured, not zeros, and not all in use. Empty ones where all is in use."""
         for extent in extents_of(self._reader, start, max(0, self._reader.size - start)):
             if extent.state in HOLES:
                 continue
@@ -198,8 +208,7 @@ class Orphans:
             for at in range(first, stop, _STEP):
                 end = min(stop, at + _STEP)
                 used, units = self._allocated.used(at, end)
-                if used < units:
-                    yield at, end
+                yield at, end if used < units else at
 
     def is_folder(self, number: int) -> bool:
         return bool(self._dentries.get(number).attributes & 0x10)

@@ -45,6 +45,8 @@ _PORTION, _PATIENCE = 512, 0.05
 _FETCHED = 64
 #: Listings under way and readers that are kept; who asks for one that is gone begins again.
 _MAX_HELD = 256
+#: What takes long, and how it is asked for so that it can be left for the next portion.
+_IN_STEPS = {"deleted": "deleted_in_steps"}
 _MAX_BYTES = 1 << 20
 
 
@@ -171,6 +173,13 @@ def _option(value: Any) -> Any:
     return timezone(-offset if name[3:4] == "-" else offset)
 
 
+def _behind(found: Iterator[Entry | Named | None], skip: int) -> Iterator[Entry | Named | None]:
+    """``found`` without its first ``skip`` entries, for each of which None comes."""
+    for entry in found:
+        yield entry if not skip else None
+        skip -= bool(skip and entry is not None)
+
+
 class _Server:
     """One file system and what is under way in it."""
 
@@ -219,13 +228,12 @@ class _Server:
     def _call(self, method: str, skip: int, ahead: list[Entry], *args: Any) -> list[object] | bytes:
         """A method or property. ``skip`` is how many entries of a listing are known already, ``ahead`` are
         folders to list as well."""
-        result = getattr(self._fs, method)
+        steps = _IN_STEPS.get(method, "")
+        result = getattr(self._fs, steps if hasattr(self._fs, steps) else method)
         if callable(result):
             result = result(*args)
         if isinstance(result, Iterator):
-            for _ in range(skip):
-                next(result, None)
-            return self._portion(result, method, ahead)
+            return self._portion(_behind(result, skip) if skip else result, method, ahead)
         return self._content(result) if hasattr(result, "read_at") else ["value", result]
 
     def _hold(self, thing: Any) -> int:
@@ -275,16 +283,18 @@ class _Server:
         return ["gone"] if found is None else self._portion(found)
 
     def _portion(
-        self, found: Iterator[Entry | Named], method: str = "", ahead: Sequence[Entry] = ()
+        self, found: Iterator[Entry | Named | None], method: str = "", ahead: Sequence[Entry] = ()
     ) -> bytes:
         """Facts (number to go on with or None, error or None, other folders, whether ``go on`` has more of
-        them) and entries."""
+        them) and entries. ``found`` may give None where it has nothing yet."""
         entries: list[Entry | Named] = []
         until = time.monotonic() + _PATIENCE
         try:
             for entry in found:
-                entries.append(entry)
-                if len(entries) >= _PORTION or (len(entries) % 32 == 0 and time.monotonic() > until):
+                if entry is not None:
+                    entries.append(entry)
+                look = entry is None or len(entries) % 32 == 0
+                if len(entries) >= _PORTION or (look and time.monotonic() > until):
                     return pack_portion((self._hold(found), None, [], False), entries)
         except ImagefsError as error:
             return pack_portion((None, pack_error(error), [], False), entries)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import random
 import re
 import struct
 from collections import Counter
@@ -15,7 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imagefs.block.views import MarkedReader
-from imagefs.browse import DeletedTree, open_filesystem, walk
+from imagefs.browse import DeletedTree, open_filesystem, walk, worker, workers
+from imagefs.browse.apart import open_apart
 from imagefs.browse.extdeleted import _block_names
 from imagefs.browse.ntfsdeleted import _left_over, parse
 from imagefs.browse.remains import ORPHANS, REALLOCATED
@@ -567,3 +569,48 @@ def test_a_tree_holds_so_many_and_says_so(monkeypatch: pytest.MonkeyPatch) -> No
     tree = DeletedTree(fs, onerror=lambda error: heard.append(error.message))
     assert len(list(tree.children(tree.root()))) == 3
     assert heard == ["more than 3 deleted entries: the rest is left out"]
+
+
+# -- large volumes ------------------------------------------------------------------------------------
+
+
+class Noisy:
+    """A volume of which nothing is a hole: half of one, then bytes that must be looked at twice."""
+
+    def __init__(self, path: Path) -> None:
+        self._disk = FileReader(path)
+        self._start, self.size = path.stat().st_size // 2, path.stat().st_size
+        self._noise = bytes(byte & 7 for byte in random.Random(1).randbytes(1 << 20)) * 9
+
+    def read_at(self, offset: int, length: int, /) -> bytes:
+        count = max(0, min(length, self.size - offset))
+        if offset < self._start:
+            return self._disk.read_at(offset, count)
+        first = offset % (1 << 20)
+        return self._noise[first : first + count]
+
+    def close(self) -> None:
+        pass
+
+
+def test_a_long_search_is_many_requests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each may take a minute of CPU, and the unused clusters of a large volume take longer."""
+    (tmp_path / "room" / "d").mkdir(parents=True)
+    for number in range(40):
+        (tmp_path / "room" / "d" / f"{number}").write_bytes(pattern(5_000))
+    path = make_fat(tmp_path / "fat", tmp_path / "room", "-F32", "-s8", size=512 << 20)
+    run_tool(["mdeltree", "-i", path, "::/d"])
+    calls, call = list[bytes](), workers.Worker.call
+    monkeypatch.setattr(workers.Worker, "call", lambda self, body: (calls.append(body), call(self, body))[1])
+    fs = open_apart(Noisy(path))
+    found = [entry.path for entry in fs.deleted()]  # type: ignore[attr-defined]
+    assert len([path for path in found if not path.startswith(ORPHANS)]) == 41
+    fs.close()
+    assert len(calls) > 4
+
+
+def test_who_lost_its_place_finds_it_again_in_steps() -> None:
+    given = [None, file(b"/a"), None, file(b"/b"), file(b"/c"), None]
+    left = list(worker._behind(iter(given), 2))
+    assert left == [None, None, None, None, file(b"/c"), None]
+    assert list(worker._behind(iter([file(b"/a")]), 5)) == [None]

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.browse.disks import debugfs, fls, icat, make_ext, pattern
+from tests.browse.disks import debugfs, fls, icat, make_ext, pattern, sparse_file
 from tests.cli.conftest import Cli
+from tests.support.oracles import need_tool, run_tool
 
 
 @pytest.fixture(scope="module")
@@ -167,3 +168,28 @@ def test_the_mount_shows_deleted_files(images: Cli, tmp_path: Path) -> None:
         finally:
             assert images("umount", "mnt").code == 0
     assert subprocess.run(["mountpoint", "-q", tmp_path / "mnt"], check=False).returncode != 0
+
+
+def test_two_terabytes_of_fat(cli: Cli, tmp_path: Path) -> None:
+    """All of it captured, holes as holes: what was deleted is found, by address too, and nobody reads the rest."""
+    need_tool("mkfs.fat", "mcopy", "mdel", "mdeltree")
+    disk, room = sparse_file(tmp_path / "disk.raw", (2 << 40) - 65536), tmp_path / "room"
+    run_tool(["mkfs.fat", "-F32", "-s128", "-f1", disk])
+    run_tool(["fallocate", "--dig-holes", disk])
+    (room / "folder").mkdir(parents=True)
+    for number in range(3):
+        (room / f"file{number}").write_bytes(pattern(200_000 + number))
+        (room / "folder" / f"below{number}").write_bytes(pattern(3_000 + number))
+    run_tool(["mcopy", "-s", "-i", disk, room / "folder", *sorted(room.glob("f*[0-9]")), "::"])
+    run_tool(["mdel", "-i", disk, "::/file1"])
+    run_tool(["mdeltree", "-i", disk, "::/folder"])
+    assert cli("capture", "disk.raw", "set", "--mode", "all").code == 0
+    found = rows(cli("ls", "set", "/p0", "--deleted", "-R", "--json"))
+    assert set(found.values()) == {"contiguous-guess"}
+    names = {path.split(" ")[0] for path in found}
+    assert names == {"/p0/_ile1", "/p0/_older", *(f"/p0/_older/_elow{number}" for number in range(3))}
+    address = next(path.split(" ")[1] for path in found if path.startswith("/p0/_older/_elow1"))
+    ran = cli("cat", "set", "/p0", "--inode", address)
+    assert (ran.code, ran.out) == (3, pattern(3_001))
+    lines = cli("timeline", "set", "p0").text.splitlines()
+    assert sum(" (deleted)|" in line for line in lines) == 5
