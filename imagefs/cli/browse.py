@@ -16,6 +16,7 @@ from imagefs.browse import DeletedTree, walk
 from imagefs.cli.command import common, fat_zone_option
 from imagefs.cli.console import Console
 from imagefs.cli.deleted import (
+    NONE_KEPT,
     check_inodes,
     deleted_entry,
     deleted_option,
@@ -99,6 +100,8 @@ class Places:
             return None
         fs = self.filesystem(number)
         if number not in self._trees:
+            if fs.kind in NONE_KEPT:
+                self._console.note(f"imagefs: p{number}: {NONE_KEPT[fs.kind]}")
             told = partial(incomplete, self._console)
             self._trees[number] = self._tree(fs, onerror=told)
         tree = self._trees[number]

@@ -30,6 +30,11 @@ WHY_NOT = {
     Whole.UNKNOWN: "nothing says where their bytes were",
     Whole.ABSENT: "their blocks are not in this image, which holds only what was in use",
 }
+#: Why a kind of file system has no deleted files to show, which is no fault of this one.
+NONE_KEPT = {
+    "hfs": "HFS+ takes the record of a deleted file out of its catalog, so none are listed; "
+    "what is left of old catalog records in unused room is not searched for",
+}
 #: The words that come before a deleted name are padded to the longest.
 _WIDTH = max(len(word) for word in Whole)
 

@@ -13,7 +13,7 @@ import pytest
 
 from tests.browse.disks import debugfs, fls, icat, make_ext, pattern, sparse_file
 from tests.cli.conftest import Cli
-from tests.support.oracles import need_tool, run_tool
+from tests.support.oracles import corpus_file, need_tool, run_tool
 
 
 @pytest.fixture(scope="module")
@@ -193,3 +193,14 @@ def test_two_terabytes_of_fat(cli: Cli, tmp_path: Path) -> None:
     assert (ran.code, ran.out) == (3, pattern(3_001))
     lines = cli("timeline", "set", "p0").text.splitlines()
     assert sum(" (deleted)|" in line for line in lines) == 5
+
+
+def test_where_nothing_is_kept_it_is_said(cli: Cli, tmp_path: Path) -> None:
+    """As fls, which lists none on HFS+."""
+    disk = Path(shutil.copy(corpus_file("dfvfs/test_data/hfsplus.raw"), tmp_path / "disk.raw"))
+    assert run_tool(["fls", "-rd", disk]).stdout == b""
+    assert cli("capture", disk, "set", "--mode", "all").code == 0
+    for words in (("ls", "set", "/p0", "--deleted", "-R"), ("find", "set", "--deleted")):
+        ran = cli(*words)
+        assert (ran.code, ran.out) == (0, b"")
+        assert "out of its catalog" in ran.err
