@@ -18,7 +18,7 @@ from imagefs.browse.chunked import ChunkedReader
 from imagefs.browse.content import damaged
 from imagefs.browse.hfsplus import HfsPlus
 from imagefs.browse.lzfse import unpack_lzfse, unpack_lzvn
-from imagefs.errors import BrowseError, ImagefsError
+from imagefs.errors import BrowseError
 from imagefs.interfaces import Reader
 
 _ATTRIBUTE = b"com.apple.decmpfs"
@@ -51,11 +51,9 @@ def read_head(attribute: bytes) -> Head | None:
 
 
 def told_of(trees: HfsPlus | None, number: int) -> tuple[Head, bytes] | None:
-    """What the attribute of a file says, and all of it; None where there is none that makes sense."""
-    try:
-        attribute = trees.attribute(number, _ATTRIBUTE) if trees is not None else None
-    except ImagefsError:
-        return None
+    """What the attribute of a file says, and all of it; None where there is none that makes sense. Raises
+    ImagefsError where it cannot be read."""
+    attribute = trees.attribute(number, _ATTRIBUTE) if trees is not None else None
     head = read_head(attribute or b"")
     return None if attribute is None or head is None else (head, attribute)
 

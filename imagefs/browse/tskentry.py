@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,6 +22,7 @@ from imagefs.browse.hfsplus import HfsPlus
 from imagefs.browse.mft import FileName, Mft, Record, decode_name
 from imagefs.browse.names import safe_name
 from imagefs.browse.tskhandle import Handle
+from imagefs.errors import ImagefsError
 from imagefs.interfaces import Entry, EntryType, NameTimes
 
 # Attribute types, attribute flags and metadata flags of TSK (tsk_fs.h).
@@ -249,8 +251,9 @@ class EntryMaker:
             flags += (refused,)
         if self._kind == "hfs" and int(meta.flags) & META_COMPRESSED:
             flags += ("compressed",)
-            told = decmpfs.told_of(self._hfs, number)
-            size = told[0].size if told is not None else size
+            with suppress(ImagefsError):  # who opens it will hear of it
+                told = decmpfs.told_of(self._hfs, number)
+                size = told[0].size if told is not None else size
         return Entry(
             path,
             kind,
