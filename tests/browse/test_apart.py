@@ -155,7 +155,7 @@ def test_an_exception_that_is_no_answer_does_not_become_one(ext4: Path) -> None:
         ("aborted", {}, "crashed (SIGABRT)"),
         ("killed", {}, "was killed"),
         ("loop", {"cpu": 1}, "did not end within 1 seconds of computing"),
-        ("sleep", {"silence": 1.0}, "did not answer for 1 seconds"),
+        ("sleep", {"silence": 4.0}, "did not answer for 4 seconds"),
         ("memory", {"memory": 1 << 29}, "needed more than 512 MiB of memory"),
         ("bug", {}, "the parser failed (IndexError: of a parser)"),
         ("nonsense", {}, "cannot be understood"),
