@@ -21,6 +21,7 @@ from imagefs.block.views import BytesReader
 from imagefs.browse.ahead import Ahead, Files
 from imagefs.browse.answers import HeldReader, Portion, answers_of, shown_of, sure, three, understood
 from imagefs.browse.content import MappedReader
+from imagefs.browse.crew import Crew
 from imagefs.browse.wire import WireError, dumps, pack_entries, unpack_error, unpack_pieces
 from imagefs.browse.workers import Limits, Worker, WorkerDied
 from imagefs.errors import BrowseError, ImagefsError
@@ -34,13 +35,15 @@ _MAX_DEATHS, _WITHIN = 12, 900.0
 _GO_ON = dumps(["go on"])
 
 
-def open_apart(reader: Reader, *, limits: Limits | None = None, **options: Any) -> FileSystem:
-    """As ``open_filesystem``, with the parsers in a process of their own; ``options`` are its options: plain values
-    and time zones."""
+def open_apart(
+    reader: Reader, *, limits: Limits | None = None, crew: Crew | None = None, **options: Any
+) -> FileSystem:
+    """As ``open_filesystem``, with the parsers in a process of their own, one of ``crew``; ``options`` are its
+    options: plain values and time zones."""
     plain = {
         name: ["zone", str(each)] if isinstance(each, tzinfo) else each for name, each in options.items()
     }
-    return ApartFileSystem(reader, limits or Limits(), plain)
+    return ApartFileSystem(reader, limits or Limits(), plain, crew)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +58,12 @@ class ApartFileSystem:
     """A FileSystem in a worker, which is started again when it died. One request at a time."""
 
     _worker: Worker | None = None
+    _crew: Crew | None = None
 
-    def __init__(self, reader: Reader, limits: Limits, options: dict[str, Any]) -> None:
+    def __init__(
+        self, reader: Reader, limits: Limits, options: dict[str, Any], crew: Crew | None = None
+    ) -> None:
+        self._crew = crew
         self._reader = reader
         self._limits = limits
         self._opening = dumps(["open filesystem", reader.size, options])
@@ -128,11 +135,23 @@ class ApartFileSystem:
     def places(self, entry: Entry, /) -> list[Place]:
         return sure(self._call("places", entry), list)
 
+    def rest(self) -> None:
+        """Let the worker go until the next request; not while there is one."""
+        if self._lock.acquire(blocking=False):
+            try:
+                self._forget()
+                if self._crew is not None:
+                    self._crew.leaves(self)
+            finally:
+                self._lock.release()
+
     def close(self) -> None:
         self._closed = True
         worker = self._worker
         if worker is not None:
             worker.kill()
+        if self._crew is not None:
+            self._crew.leaves(self)
 
     __del__ = close
 
@@ -279,6 +298,8 @@ class ApartFileSystem:
         with self._lock:
             self._settle()
             self._check(body)
+            if self._crew is not None:
+                self._crew.works(self)
             try:
                 if self._worker is None or request is None:
                     return self._start(None if request is None else body, shown)

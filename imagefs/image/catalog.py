@@ -11,11 +11,12 @@ from uuid import UUID
 from imagefs.errors import ChainError, ImagefsError
 from imagefs.format.header import Header, Kind
 from imagefs.format.trailer import STANDS_FOR_TYPE, StandsFor
-from imagefs.image.chain import Candidate, Chain, Layers, find_lineage, find_parent, resolve
+from imagefs.image.chain import Candidate, Chain, Layers, find_lineage, find_parent, resolve, resolve_over
 from imagefs.image.derived import TailMemory, keep_table, load_table
-from imagefs.image.disk import CHUNK_CACHE, VirtualDisk
+from imagefs.image.disk import VirtualDisk
 from imagefs.image.reader import ImageReader, IndexCache, index_cache
 from imagefs.image.runs import RunTable
+from imagefs.image.shared import CHUNK_CACHE, Shared
 from imagefs.image.tail import ImageInfo as ImageInfo
 from imagefs.image.tail import Tail, read_tail
 from imagefs.interfaces import DerivedCache, ObjectInfo, ObjectStore
@@ -91,25 +92,33 @@ class Catalog:
             reader.close()
             raise
 
-    def open_chain(self, info: ImageInfo) -> Chain:
-        """The chain of ``info``. Raises ChainError, FormatError, IntegrityError."""
+    def open_chain(self, info: ImageInfo, *, shared: Shared | None = None) -> Chain:
+        """The chain of ``info``. Raises ChainError, FormatError, IntegrityError.
+
+        ``shared`` is what it has in common with other chains of this set that are open.
+        """
         try:
             lineage = find_lineage(info, self._candidates)
         except ChainError as error:
             self._explain(error)
             raise
-        layers = Layers(lineage, partial(self.open_image, index=index_cache()))
+        if shared is None:
+            layers = Layers(lineage, partial(self.open_image, index=index_cache()))
+        else:
+            opening = partial(shared.take, open_image=partial(self.open_image, index=shared.index))
+            layers = Layers(lineage, opening, shared.give)
         try:
-            return Chain(layers, self._table(layers))
+            return Chain(layers, self._table(layers, shared))
         except BaseException:
             layers.close()
             raise
 
-    def _table(self, layers: Layers) -> RunTable:
-        """What the layers resolve to, from the cache where it has that."""
+    def _table(self, layers: Layers, shared: Shared | None) -> RunTable:
+        """What the layers resolve to, from the cache where it has that, or laid over the parent's."""
         table = load_table(self.cache, layers.infos) if self.cache else None
         if table is None:
-            table = resolve(layers)
+            below = shared.table(layers.infos[:-1]) if shared else None
+            table = resolve(layers) if below is None else resolve_over(below, layers)
             if self.cache:
                 keep_table(self.cache, layers.infos, table)
         return table
@@ -138,9 +147,12 @@ class Catalog:
         finally:
             reader.close()
 
-    def open_disk(self, info: ImageInfo, *, cache_bytes: int = CHUNK_CACHE) -> VirtualDisk:
-        """The virtual disk at ``info``; closing it closes everything it opened."""
-        return VirtualDisk(self.open_chain(info), cache_bytes=cache_bytes)
+    def open_disk(
+        self, info: ImageInfo, *, cache_bytes: int = CHUNK_CACHE, shared: Shared | None = None
+    ) -> VirtualDisk:
+        """The virtual disk at ``info``; closing it closes everything it opened. ``shared`` as for ``open_chain``,
+        with its own cache of chunks."""
+        return VirtualDisk(self.open_chain(info, shared=shared), cache_bytes=cache_bytes, shared=shared)
 
     def _explain(self, error: ChainError) -> None:
         """A missing parent may be one of the objects that could not be read."""

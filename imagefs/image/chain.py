@@ -23,11 +23,20 @@ FindImages = Callable[[UUID], Iterable[Candidate]]
 
 
 class Layers:
-    """The images of a chain from full to leaf, each opened when it is first asked for. Thread-safe."""
+    """The images of a chain from full to leaf, each opened when it is first asked for. Thread-safe.
 
-    def __init__(self, infos: Sequence[ImageInfo], open_image: Callable[[ImageInfo], ImageReader]) -> None:
+    ``close_image`` undoes ``open_image``.
+    """
+
+    def __init__(
+        self,
+        infos: Sequence[ImageInfo],
+        open_image: Callable[[ImageInfo], ImageReader],
+        close_image: Callable[[ImageReader], None] = ImageReader.close,
+    ) -> None:
         self.infos = tuple(infos)
         self._open = open_image
+        self._close = close_image
         self._readers: list[ImageReader | None] = [None] * len(infos)
         self._lock = threading.Lock()
         self._closed = False
@@ -50,10 +59,12 @@ class Layers:
 
     def close(self) -> None:
         with self._lock:
+            if self._closed:
+                return
             self._closed = True
             opened = [reader for reader in self._readers if reader is not None]
         for reader in opened:
-            reader.close()
+            self._close(reader)
 
 
 class Chain:
@@ -136,8 +147,19 @@ def resolve(layers: Layers) -> RunTable:
     tables = [layers[number].table(number) for number in range(len(layers))]
     for lower, upper, table in zip(layers.infos, layers.infos[1:], tables[1:], strict=False):
         _check_growth(lower, upper, table)
+    return _complete(overlay_all(tables), layers)
+
+
+def resolve_over(below: RunTable, layers: Layers) -> RunTable:
+    """The same, with what all layers but the leaf resolve to in ``below``. Opens the leaf alone."""
+    own = layers[len(layers) - 1].table(len(layers) - 1)
+    _check_growth(layers.infos[-2], layers.infos[-1], own)
+    return _complete(overlay_all([below, own]), layers)
+
+
+def _complete(table: RunTable, layers: Layers) -> RunTable:
     leaf = layers.infos[-1]
-    table = crop(overlay_all(tables), leaf.tail.chunks)
+    table = crop(table, leaf.tail.chunks)
     if not covers(table, 0, leaf.tail.chunks):
         raise FormatError(f"{leaf.name}: some chunks are in no layer of the chain", image=leaf.id)
     return table

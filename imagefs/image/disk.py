@@ -8,16 +8,14 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
-from imagefs.block.cache import BlockCache
 from imagefs.block.views import clamp
 from imagefs.errors import ImagefsError, StoreError
 from imagefs.format.extents import ViewHasher
 from imagefs.image.chain import Chain
 from imagefs.image.runs import Run, RunFinder
+from imagefs.image.shared import CHUNK_CACHE, Shared, chunk_cache
 from imagefs.interfaces import Extent, State
 
-#: Decoded chunks kept, in bytes.
-CHUNK_CACHE = 64 * 1024 * 1024
 #: Chunks that one piece of read-ahead decodes.
 GROUP = 8
 
@@ -25,18 +23,25 @@ GROUP = 8
 class VirtualDisk:
     """A Reader and Extents over a chain. A read costs the same whatever the chain's length.
 
-    ``close`` closes the chain's images too.
+    ``close`` closes the chain's images too. ``shared`` has the cache of chunks that other disks use too.
     """
 
-    def __init__(self, chain: Chain, *, cache_bytes: int = CHUNK_CACHE) -> None:
+    def __init__(
+        self, chain: Chain, *, cache_bytes: int = CHUNK_CACHE, shared: Shared | None = None
+    ) -> None:
         self.chain = chain
+        self._shared = shared
         self.size = chain.leaf.disk_size
         self.chunk_size = chain.leaf.header.chunk_size
         self.sector_size = chain.leaf.header.sector_size
         self._finder = RunFinder(chain.table)
         self._shift = self.chunk_size.bit_length() - 1
-        self._cache: BlockCache[int, bytes] = BlockCache(cache_bytes, len)
+        self._last = (self.size - 1) >> self._shift  # the one that may be short
+        self._cache = shared.chunks if shared else chunk_cache(cache_bytes)
+        self._seals = [info.tail.seal for info in chain.infos]
         self._closed = False
+        if shared:
+            shared.add_table(chain.infos, chain.table)
 
     def read_at(self, offset: int, length: int, /) -> bytes:
         count = clamp(self.size, offset, length)
@@ -75,15 +80,16 @@ class VirtualDisk:
 
     def chunk(self, chunk_no: int, run: Run) -> bytes:
         """The plain bytes of a stored chunk, from the cache or decoded and checked."""
-        return self._cache.get(chunk_no, lambda: self._decode(chunk_no, run))
+        plain = self._cache.get((self._seals[run.layer], chunk_no), lambda: self._decode(chunk_no, run))
+        if len(plain) != self.chunk_size or chunk_no == self._last:
+            expected = min(self.chunk_size, self.size - chunk_no * self.chunk_size)
+            if len(plain) != expected:
+                layer = self.chain.layers[run.layer]
+                raise layer.bad(chunk_no, f"it is {len(plain)} bytes long instead of {expected}")
+        return plain
 
     def _decode(self, chunk_no: int, run: Run) -> bytes:
-        layer = self.chain.layers[run.layer]
-        plain = layer.read_chunk(chunk_no, run.row + chunk_no - run.first)
-        expected = min(self.chunk_size, self.size - chunk_no * self.chunk_size)
-        if len(plain) != expected:
-            raise layer.bad(chunk_no, f"it is {len(plain)} bytes long instead of {expected}")
-        return plain
+        return self.chain.layers[run.layer].read_chunk(chunk_no, run.row + chunk_no - run.first)
 
     @property
     def block_size(self) -> int:
@@ -97,7 +103,8 @@ class VirtualDisk:
                 continue
             for start in range(run.first, run.first + run.count, GROUP):
                 stop = min(start + GROUP, run.first + run.count)
-                if start not in self._cache or stop - 1 not in self._cache:
+                seal = self._seals[run.layer]
+                if (seal, start) not in self._cache or (seal, stop - 1) not in self._cache:
                     yield start, stop
 
     def make(self, first: int, end: int, /) -> None:
@@ -165,5 +172,8 @@ class VirtualDisk:
     def close(self) -> None:
         if not self._closed:
             self._closed = True
-            self._cache.clear()
+            if self._shared:
+                self._shared.drop_table(self.chain.infos)
+            else:
+                self._cache.clear()
             self.chain.close()

@@ -38,7 +38,7 @@ IndexCache = BlockCache[tuple[bytes, int], Rows]
 class ImageReader:
     """An open image. Thread-safe; owns ``reader``.
 
-    ``cache`` holds index blocks and may be shared by the layers of a chain. ``tail`` is what was read
+    ``cache`` holds index blocks and may be shared by the layers of a chain, or of several. ``tail`` is what was read
     of the image before; the object is held against it.
     """
 
@@ -139,7 +139,7 @@ class ImageReader:
 
     def block(self, number: int) -> Rows:
         """Index block ``number``, checked when it was first read."""
-        key = (self.header.image.bytes, number)
+        key = (self.seal, number)
         return self._cache.get(key, lambda: named(self.name, lambda: self._read_block(number)))
 
     def _read_block(self, number: int) -> Rows:

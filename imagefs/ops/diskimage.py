@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, tzinfo
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,9 @@ from imagefs.image.catalog import ImageInfo
 from imagefs.image.disk import VirtualDisk
 from imagefs.interfaces import Extent, FileSystem, Finding, Reader, State, Volume
 from imagefs.volume import VolumeTable, read_table
+
+if TYPE_CHECKING:
+    from imagefs.browse.crew import Crew
 
 #: Opens what ``open_filesystem`` refuses, or raises NotAFileSystem too.
 OtherOpener = Callable[[Reader, NotAFileSystem], FileSystem]
@@ -90,6 +93,8 @@ class DiskImage:
         self.info = info
         #: Where the clocks stood that wrote the times of FAT; see ``open_filesystem``.
         self.fat_zone: tzinfo = UTC
+        #: The workers of its file systems are counted there; see ``browse/crew.py``.
+        self.crew: Crew | None = None
         self._lock = threading.Lock()
         self._table: VolumeTable | None = None
         self._open: list[FileSystem] = []
@@ -171,7 +176,7 @@ class DiskImage:
         volume = self.volume(number)
         reader = SliceReader(_SkipMarks(self._reader, self.disk), volume.start, volume.length)
         try:
-            opened = open_apart(reader, fat_zone=self.fat_zone)
+            opened = open_apart(reader, crew=self.crew, fat_zone=self.fat_zone)
         except NotAFileSystem as error:
             if self._other is None:
                 raise
