@@ -21,7 +21,13 @@ from typing import Any
 
 from imagefs.errors import MountError
 from mounter.loop import RequestLoop, can_loop
-from mounter.requests import ENCODING, KEEP_MISSING_SECONDS, KEEP_SECONDS, Requests
+from mounter.requests import (
+    ENCODING,
+    KEEP_FLEETING_SECONDS,
+    KEEP_MISSING_SECONDS,
+    KEEP_SECONDS,
+    Requests,
+)
 from mounter.writing import WritableRequests, direct_files
 
 SUBTYPE = "imagefs"
@@ -102,6 +108,9 @@ def serve(
     loop before 3.12 knows only one and any number. ``writable`` asks for the operations of
     mounter/writing.py. Signals are left as they are (mounter/signals.py).
     """
+    keep = (
+        KEEP_FLEETING_SECONDS if operations.fleeting else KEEP_SECONDS
+    )  # libfuse's own loop has one for all
     options: dict[str, Any] = {
         "foreground": True,
         "nothreads": threads < 2,
@@ -115,9 +124,9 @@ def serve(
         "default_permissions": allow_other,
         "kernel_cache": True,
         "use_ino": True,
-        "entry_timeout": KEEP_SECONDS,
-        "attr_timeout": KEEP_SECONDS,
-        "negative_timeout": KEEP_MISSING_SECONDS,
+        "entry_timeout": keep,
+        "attr_timeout": keep,
+        "negative_timeout": min(keep, KEEP_MISSING_SECONDS),
     }
     if binding.libfuse < (3, 0):
         options["atomic_o_trunc"] = writable  # as libfuse 3 has it: O_TRUNC comes with the open

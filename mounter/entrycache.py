@@ -96,10 +96,35 @@ class EntryCache:
             while len(self._paths) > self._max_paths:
                 self._paths.popitem(last=False)
 
+    def part(self, first: int) -> EntryCache:
+        """The same memory, with the same bounds, for other file systems: their slots begin at ``first``."""
+        return _Part(self, first)
+
     def counts(self) -> tuple[int, int]:
         """(entries held by folders, single paths held)."""
         with self._lock:
             return self._held, len(self._paths)
+
+
+class _Part(EntryCache):
+    """A cache that keeps everything in another."""
+
+    def __init__(self, whole: EntryCache, first: int) -> None:
+        self._whole = whole
+        self._first = first
+        self._max_entries = whole._max_entries
+
+    def folder(self, slot: int, path: bytes) -> Folder | None:
+        return self._whole.folder(self._first + slot, path)
+
+    def keep_folder(self, slot: int, path: bytes, entries: dict[bytes, Entry | Named]) -> None:
+        self._whole.keep_folder(self._first + slot, path, entries)
+
+    def path(self, slot: int, path: bytes) -> tuple[bool, Entry | None]:
+        return self._whole.path(self._first + slot, path)
+
+    def keep_path(self, slot: int, path: bytes, entry: Entry | None) -> None:
+        self._whole.keep_path(self._first + slot, path, entry)
 
 
 def _weight(folder: Folder) -> int:

@@ -30,6 +30,7 @@ class Nodes:
         self._next = ROOT + 1
         self._kept = kept
         self._files: deque[int] = deque()  # in the order in which they were first given
+        self._gone: deque[bytes] = deque()
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -74,9 +75,16 @@ class Nodes:
     def too_many(self) -> bool:
         return len(self._files) > self._kept
 
+    def drop(self, name: bytes) -> None:
+        """``name`` in the root, and all below it, is for the kernel to forget, if it has heard of it."""
+        if b"/" + name in self._ids:
+            self._gone.append(name)
+
     def oldest(self) -> tuple[int, bytes] | None:
-        """(parent's node, name) of a file for the kernel to forget, None while there are not too many."""
+        """(parent's node, name) of what the kernel is to forget, None while there is not too much."""
         with self._lock:
+            if self._gone:
+                return ROOT, self._gone.popleft()
             while len(self._files) > self._kept:
                 path = self._paths.get(self._files.popleft())
                 folder, name = os.path.split(path or b"")

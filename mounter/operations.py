@@ -24,6 +24,7 @@ from imagefs.interfaces import HOLES, Reader, Whole
 from mounter.attributes import Attributes
 from mounter.errnos import errno_of
 from mounter.folderstream import FolderStream
+from mounter.historytree import HistoryTree
 from mounter.requests import ENCODING
 from mounter.tree import MountTree, Node
 
@@ -62,18 +63,24 @@ class MountOperations:
     and must not touch the mount.
     """
 
+    #: As the tree has them: whether what lies in the root may change, and who hears what of it is gone.
+    fleeting: bool
+    listen: Callable[[Callable[[bytes], None]], None]
+
     use_ns = True  # times are integers in ns
     flag_nopath = flag_nullpath_ok = 1  # a read needs its handle only; spares libfuse the path
 
     def __init__(
         self,
-        tree: MountTree,
+        tree: MountTree | HistoryTree,
         *,
         log: Callable[[str], None],
         on_error: Callable[[int], None] = lambda count: None,
         on_init: Callable[[], None] = lambda: None,
     ) -> None:
         self._tree = tree
+        self.fleeting = tree.fleeting
+        self.listen = tree.listen
         self._log = log
         self._on_error = on_error
         self._on_init = on_init

@@ -19,6 +19,8 @@ from mounter.nodes import Nodes
 
 #: Nothing in an image ever changes; what is not there may only seem so while a store is away.
 KEEP_SECONDS, KEEP_MISSING_SECONDS = 3600, 10
+#: But points in time come and go.
+KEEP_FLEETING_SECONDS = 1
 #: Entries of one folder whose attributes are handed out with their names: each is a node to remember.
 MAX_PLUS = 32_768
 #: Names are carried as Latin-1, which loses nothing (mounter/operations.py).
@@ -54,6 +56,9 @@ Answer = bytes | None
 class Operations(Protocol):
     """What answers; see mounter/operations.py. Each raises OSError."""
 
+    fleeting: bool
+
+    def listen(self, gone: Callable[[bytes], None], /) -> None: ...
     def attributes(self, path: bytes, fh: int | None = None) -> Attributes: ...
     def folder_items(self, offset: int, fh: int) -> list[tuple[bytes, Attributes]]: ...
     def readlink(self, path: str) -> str: ...
@@ -77,6 +82,8 @@ class Requests:
         self.nodes = Nodes()
         #: Set when the kernel should be asked to forget some.
         self.crowded = threading.Event()
+        self._fleeting = operations.fleeting
+        operations.listen(self._drop)
         self.answers: dict[int, Callable[[int, memoryview], Answer]] = {
             LOOKUP: self._lookup,
             FORGET: self._forget,
@@ -114,8 +121,18 @@ class Requests:
             raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
         return handler(node, body)
 
+    def _drop(self, name: bytes) -> None:
+        self.nodes.drop(name)
+        self.crowded.set()
+
+    def _seconds(self, path: bytes) -> int:
+        """How long what was said of ``path`` holds."""
+        fleeting = self._fleeting and path.count(b"/") == 1
+        return KEEP_FLEETING_SECONDS if fleeting else KEEP_SECONDS
+
     def to_forget(self) -> bytes | None:
-        """What asks the kernel to forget one file (``fuse_notify_inval_entry_out``), None when none is too many."""
+        """What asks the kernel to forget one file, or one folder with all that is in it
+        (``fuse_notify_inval_entry_out``); None when none is too many."""
         found = self.nodes.oldest()
         if found is None:
             return None
@@ -132,14 +149,16 @@ class Requests:
         try:
             attributes = self.operations.attributes(path)
         except FileNotFoundError:
-            return _ENTRY.pack(0, 0, KEEP_MISSING_SECONDS, 0, 0, 0) + bytes(_ATTR.size)
+            missing = min(KEEP_MISSING_SECONDS, self._seconds(path))
+            return _ENTRY.pack(0, 0, missing, 0, 0, 0) + bytes(_ATTR.size)
         return self._entry(path, attributes)
 
     def _entry(self, path: bytes, attributes: Attributes) -> bytes:
         given = self.nodes.give(path, is_file=not attributes.is_directory)
         if self.nodes.too_many:
             self.crowded.set()
-        return _ENTRY.pack(given, 0, KEEP_SECONDS, KEEP_SECONDS, 0, 0) + pack_attributes(attributes)
+        seconds = KEEP_SECONDS if not self._fleeting else self._seconds(path)
+        return _ENTRY.pack(given, 0, seconds, seconds, 0, 0) + pack_attributes(attributes)
 
     def _forget(self, node: int, body: memoryview) -> None:
         self.nodes.forget(node, *struct.unpack_from("<Q", body))
@@ -154,8 +173,9 @@ class Requests:
         return self.told(node, handle if flags & _BY_HANDLE else None)
 
     def told(self, node: int, handle: int | None) -> bytes:
-        attributes = self.operations.attributes(self.nodes.path(node), handle)
-        return _ATTR_HEAD.pack(KEEP_SECONDS, 0, 0) + pack_attributes(attributes)
+        path = self.nodes.path(node)
+        attributes = self.operations.attributes(path, handle)
+        return _ATTR_HEAD.pack(self._seconds(path), 0, 0) + pack_attributes(attributes)
 
     def _readlink(self, node: int, body: memoryview) -> Answer:
         return self.operations.readlink(self.text(node)).encode(ENCODING)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from imagefs.errors import MountError
 from mounter import binding, mountpoint, mounttable, native, requirements
+from mounter.historytree import HistorySpec, HistoryTree, tree_of
 from mounter.mountpoint import MountPoint
 from mounter.native import Natives, NativeWish
 from mounter.operations import MountOperations
@@ -50,7 +51,7 @@ class MountOptions:
 
 
 def run_foreground(
-    spec: MountSpec,
+    spec: MountSpec | HistorySpec,
     directory: str,
     options: MountOptions,
     *,
@@ -63,7 +64,7 @@ def run_foreground(
     thread) once the mount answers. Closes the readers of ``spec`` in any case; raises MountError if
     nothing could be mounted, leaving nothing behind.
     """
-    tree = MountTree(spec, log=log)
+    tree = tree_of(spec, log=log)
     try:
         requirements.check(allow_other=options.allow_other)
         loaded = binding.load(options.binding)
@@ -87,7 +88,7 @@ class _Session:
 
     def __init__(
         self,
-        tree: MountTree,
+        tree: MountTree | HistoryTree,
         point: MountPoint,
         options: MountOptions,
         natives: Natives,

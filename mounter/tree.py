@@ -88,6 +88,9 @@ class Opened:
 class MountTree:
     """Resolves raw paths to nodes, lists them and opens them. Safe to call from several threads."""
 
+    #: Whether what lies in the root may change while it is shown.
+    fleeting = False
+
     def __init__(
         self, spec: MountSpec, *, log: Callable[[str], None], cache: EntryCache | None = None
     ) -> None:
@@ -121,6 +124,9 @@ class MountTree:
         time = self._spec.mtime_ns
         owner, group = os.geteuid(), os.getegid()
         return Attributes(mode, size, inode, nlink, owner, group, time, time, time)
+
+    def listen(self, gone: Callable[[bytes], None]) -> None:
+        """``gone`` would hear of folders in the root that may be forgotten; there are none."""
 
     @property
     def writable(self) -> bool:

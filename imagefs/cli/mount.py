@@ -43,12 +43,14 @@ class Wishes:
     overlay: str = ""
     natives: tuple[tuple[str, str], ...] = ()
     native_rw: bool = False
+    history: bool = False
 
     def words(self) -> list[str]:
         """The same as options of the command line, for the process that will serve the mount."""
         words = [f"--unreadable={self.unreadable}", *(["--allow-other"] if self.allow_other else [])]
         words += [f"--overlay={self.overlay}"] if self.overlay else []
         words += ["--native-rw"] if self.native_rw else []
+        words += ["--history"] if self.history else []
         return words + [word for pair in self.natives for word in ("--native", *pair)]
 
 
@@ -74,6 +76,7 @@ class Wishes:
     help="Mount volume pN with its own driver on DIR2 as well (root; repeatable).",
 )
 @click.option("--native-rw", is_flag=True, help="With --overlay: let --native write, and replay journals.")
+@click.option("--history", is_flag=True, help="Show all images of a SET, each as a folder named by its time.")
 @click.option(READY_OPTION, "ready_fd", type=int, hidden=True)
 @common
 def mount(
@@ -87,8 +90,9 @@ def mount(
     """Show IMAGE in DIR, read-only: disk.raw, p1.raw …, p1/…, image.json.
 
     DIR is made when missing and must be empty otherwise. Comes back when the mount is ready. FILE is
-    made when missing; mount again with it to go on, delete it to throw the changes away. Without
-    arguments: list the mounts.
+    made when missing; mount again with it to go on, delete it to throw the changes away. With --history
+    IMAGE is a SET: DIR shows 20261120T030000Z/disk.raw, …/p1/… for each image and a link called latest.
+    Without arguments: list the mounts.
     """
     wishes = _wishes(**options)
     if image is None:
@@ -103,12 +107,18 @@ def mount(
         start(console, image, directory, wishes)
 
 
-def _wishes(*, overlay: str, native_rw: bool, **others: Any) -> Wishes:
+def _wishes(*, overlay: str, native_rw: bool, history: bool, **others: Any) -> Wishes:
+    if history and (overlay or others["natives"] or native_rw):
+        raise UsageError(
+            "--history shows many images, and --overlay and --native are for one of them",
+            hint="mount that image without --history: imagefs mount SET@2026-11-17 DIR",
+        )
     if native_rw and not overlay:
         raise UsageError("--native-rw needs --overlay, which takes what is written", hint="--overlay FILE")
     if overlay.endswith(".imagefs"):
         raise UsageError(f"{overlay} would look like an image", hint="name a file without .imagefs")
-    return Wishes(overlay=overlay and os.path.abspath(overlay), native_rw=native_rw, **others)
+    overlay = overlay and os.path.abspath(overlay)
+    return Wishes(overlay=overlay, native_rw=native_rw, history=history, **others)
 
 
 @click.command()
@@ -133,7 +143,8 @@ def start(console: Console, image: str, directory: str, wishes: Wishes) -> None:
     ready = mount_background(command, log=log_path(resolve(directory)))
     for note in ready.notes:
         console.note(note)
-    console.document({"directory": resolve(directory), "image": ready.image, "pid": ready.pid})
+    facts = {"directory": resolve(directory), "image": ready.image, "pid": ready.pid}
+    console.document(facts | {"history": wishes.history})
 
 
 def log_path(directory: str) -> Path:

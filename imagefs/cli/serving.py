@@ -23,6 +23,7 @@ from imagefs.interfaces import Reader, Volume, Writable
 from imagefs.ops.diskimage import DiskImage
 from imagefs.volume.probe import probe
 from mounter.background import Readiness
+from mounter.historytree import HistorySpec
 from mounter.mounttable import resolve
 from mounter.native import NativeWish
 from mounter.session import MountOptions, run_foreground
@@ -68,25 +69,50 @@ def serve(
 ) -> int:
     """Mount in this process until it ends; the exit code. ``ready_fd`` is where ``start`` listens."""
     readiness = Readiness(ready_fd) if ready_fd is not None else None
-    notes: list[str] = []
+    work = _serve_set if wishes.history else _serve_image
     try:
-        path = resolve(directory)
-        wishes = replace(wishes, natives=tuple((name, resolve(place)) for name, place in wishes.natives))
-        catalog, info = choose_image(console, image, note=notes.append if readiness else None)
-        file = os.path.join(catalog.store.url, info.name)
-        with open_disk(catalog, info, fat_zone=console.fat_zone) as disk:
-            spec = mount_spec(disk, catalog.store.url, unreadable=wishes.unreadable, overlay=wishes.overlay)
-            if readiness is not None:
-                os.chdir("/")  # a mount in the background must not keep anyone's folder busy
-            with taken_back_unused(spec.disk):
-                options = _options(spec, disk, path, wishes, background=readiness is not None)
-                ready = partial(readiness.ready, file, notes) if readiness else lambda: None
-                number = run_foreground(spec, path, options, log=log_line, on_ready=ready)
-            return 128 + number if number else 0
+        number = work(console, image, resolve(directory), wishes, readiness)
+        return 128 + number if number else 0
     except ImagefsError as error:
         if readiness is not None:
             readiness.failed(error)
         raise
+
+
+def _serve_image(console: Console, image: str, path: str, wishes: Wishes, readiness: Readiness | None) -> int:
+    notes: list[str] = []
+    wishes = replace(wishes, natives=tuple((name, resolve(place)) for name, place in wishes.natives))
+    catalog, info = choose_image(console, image, note=notes.append if readiness else None)
+    file = os.path.join(catalog.store.url, info.name)
+    with open_disk(catalog, info, fat_zone=console.fat_zone) as disk:
+        spec = mount_spec(disk, catalog.store.url, unreadable=wishes.unreadable, overlay=wishes.overlay)
+        _leave_folder(readiness)
+        with taken_back_unused(spec.disk):
+            options = replace(
+                _options(spec.fsname, path, wishes, background=readiness is not None),
+                overlay=wishes.overlay,
+                natives=native_wishes(spec, disk, wishes),
+            )
+            ready = partial(readiness.ready, file, notes) if readiness else lambda: None
+            return run_foreground(spec, path, options, log=log_line, on_ready=ready)
+
+
+def _serve_set(console: Console, text: str, path: str, wishes: Wishes, readiness: Readiness | None) -> int:
+    from imagefs.cli.points import Points, set_of  # which need this module
+
+    store = set_of(text)
+    _leave_folder(readiness)
+    points = Points(store, fat_zone=console.fat_zone, unreadable=wishes.unreadable)
+    spec = HistorySpec(points, f"{os.path.basename(store.url)}@history")
+    options = _options(spec.fsname, path, wishes, background=readiness is not None)
+    ready = partial(readiness.ready, store.url) if readiness else lambda: None
+    return run_foreground(spec, path, options, log=log_line, on_ready=ready)
+
+
+def _leave_folder(readiness: Readiness | None) -> None:
+    """A mount in the background must not keep anyone's folder busy."""
+    if readiness is not None:
+        os.chdir("/")
 
 
 @contextmanager
@@ -100,14 +126,10 @@ def taken_back_unused(disk: Reader) -> Iterator[None]:
         raise
 
 
-def _options(
-    spec: MountSpec, image: DiskImage, path: str, wishes: Wishes, *, background: bool
-) -> MountOptions:
+def _options(shown: str, path: str, wishes: Wishes, *, background: bool) -> MountOptions:
     return MountOptions(
-        image=spec.fsname,
+        image=shown,
         allow_other=wishes.allow_other,
         state_dir=state_dir(),
         log=str(log_path(path)) if background else "",
-        overlay=wishes.overlay,
-        natives=native_wishes(spec, image, wishes),
     )

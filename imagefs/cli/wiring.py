@@ -22,6 +22,7 @@ from imagefs.interfaces import FileSystem, Reader, State
 from imagefs.store import CacheFolder, LocalStore
 
 if TYPE_CHECKING:
+    from imagefs.image.shared import Shared
     from imagefs.ops.diskimage import DiskImage
 
 #: How a set is looked at: ``look_at``, or ``scan`` where nothing remembered will do.
@@ -108,13 +109,15 @@ def _named(path: Path, look: Look) -> tuple[Catalog, ImageInfo]:
 
 
 def open_disk(
-    catalog: Catalog, info: ImageInfo, *, cache_bytes: int | None = None, fat_zone: tzinfo = UTC
+    catalog: Catalog, info: ImageInfo, *, fat_zone: tzinfo = UTC, shared: Shared | None = None
 ) -> DiskImage:
-    """The virtual disk of ``info`` with its volumes and file systems; ``fat_zone`` as ``open_filesystem`` has it."""
+    """The virtual disk of ``info`` with its volumes and file systems; ``fat_zone`` as ``open_filesystem`` has it.
+
+    ``shared`` is what it has in common with other disks of the set that are open.
+    """
     from imagefs.ops.diskimage import DiskImage  # `list` does not need it
 
-    disk = catalog.open_disk(info, **({"cache_bytes": cache_bytes} if cache_bytes else {}))
-    image = DiskImage(disk, info, other=open_by_kernel)
+    image = DiskImage(catalog.open_disk(info, shared=shared), info, other=open_by_kernel)
     image.fat_zone = fat_zone
     return image
 

@@ -26,9 +26,7 @@ class VirtualDisk:
     ``close`` closes the chain's images too. ``shared`` has the cache of chunks that other disks use too.
     """
 
-    def __init__(
-        self, chain: Chain, *, cache_bytes: int = CHUNK_CACHE, shared: Shared | None = None
-    ) -> None:
+    def __init__(self, chain: Chain, *, cache_bytes: int = CHUNK_CACHE, shared: Shared | None = None) -> None:
         self.chain = chain
         self._shared = shared
         self.size = chain.leaf.disk_size
