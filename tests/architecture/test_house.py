@@ -20,6 +20,7 @@ FOREIGN = {
     "pytsk3": ("imagefs/browse/tsk.py",),
     "pyfatfs": ("imagefs/browse/fat.py", "fixtures/fat.py"),
     "fs": (),
+    "fsspec": ("imagefs/spec/filesystem.py",),
     "google_crc32c": ("imagefs/allocation/ext.py", "imagefs/browse/xfsdisk.py"),
     "pyfsapfs": ("imagefs/browse/apfs.py",),
     "zstandard": ("imagefs/format/codec.py",),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import resource
 import subprocess
@@ -70,5 +71,23 @@ def test_mounted(room: Path, cache: str) -> None:
     run(room, "mount", "set", "mnt")
     try:
         subprocess.run(["cmp", room / "mnt/disk.raw", room / "beside.raw"], check=True, timeout=120)
+    finally:
+        run(room, "umount", "mnt")
+
+
+def test_mounted_with_its_history(room: Path) -> None:
+    """Whatever is entered, few points are open at once, and memory does not grow with them."""
+    need_tool("fusermount3")
+    pid = json.loads(run(room, "mount", "set", "mnt", "--history", "--json").stdout)["pid"]
+    try:
+        names = sorted(os.listdir(room / "mnt"))
+        assert len(names) == LAYERS + 1
+        for name in names[:-1:25]:
+            with open(room / "mnt" / name / "disk.raw", "rb") as disk:
+                assert set(disk.read(1 << 20)) <= {0, ord("x")}
+        status = Path(f"/proc/{pid}/status").read_text()
+        (peak,) = (int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
+        assert peak < 300 << 10
+        assert len(os.listdir(f"/proc/{pid}/fd")) < 300
     finally:
         run(room, "umount", "mnt")
