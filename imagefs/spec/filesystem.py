@@ -25,8 +25,6 @@ from imagefs.interfaces import Entry, EntryType, Reader
 from imagefs.spec.opened import Choice, OpenedImage, choose_local, choose_remote, opened_image
 from mounter.attributes import attributes_of
 
-#: Folders whose listings an instance keeps, unless ``max_paths`` says otherwise.
-KEPT_LISTINGS = 1024
 _TYPES = {EntryType.FILE: "file", EntryType.DIRECTORY: "directory", EntryType.SYMLINK: "link"}
 
 
@@ -70,7 +68,6 @@ class ImageFileSystem(AbstractFileSystem):  # type: ignore[misc]
         image: str = "",
         **kwargs: Any,
     ) -> None:
-        kwargs.setdefault("max_paths", KEPT_LISTINGS)
         super().__init__(**kwargs)
         if not isinstance(fo, str | os.PathLike) or not os.fspath(fo):
             raise ValueError("imagefs:// needs to know the image: fo=…, or imagefs://p1/path::file:///set")
@@ -150,10 +147,11 @@ class ImageFileSystem(AbstractFileSystem):  # type: ignore[misc]
     def ls(self, path: str, detail: bool = True, refresh: bool = False, **kwargs: Any) -> list[Any]:
         """Entries of a folder, links as links (``type`` is "link"); a file is listed as itself."""
         path = self._strip_protocol(path)
-        found = None if refresh else self._kept(path)
-        if found is None:
-            with _as_os_errors(path):
-                found = self.dircache[path] = self._list(path)
+        with _as_os_errors(path):
+            if refresh or not self._more.get("use_listings_cache", True):
+                found = self._list(path)
+            else:
+                found = self.opened.listings.get(path, lambda: self._list(path))
         return list(found) if detail else [each["name"] for each in found]
 
     def _list(self, path: str) -> list[dict[str, Any]]:
@@ -169,12 +167,6 @@ class ImageFileSystem(AbstractFileSystem):  # type: ignore[misc]
                 each["destination"] = os.fsdecode(system.readlink(child))
             found.append(each)
         return found
-
-    def _kept(self, path: str) -> list[dict[str, Any]] | None:
-        try:
-            return self.dircache[path]  # type: ignore[no-any-return]
-        except KeyError:
-            return None
 
     def created(self, path: str) -> datetime:
         return self._time(path, "created")

@@ -14,7 +14,9 @@ import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from typing import Any
 
+from imagefs.block.cache import BlockCache
 from imagefs.browse.crew import Crew
 from imagefs.cli.wiring import find_image, open_disk, split_path
 from imagefs.errors import PathNotFound, StoreError, UsageError
@@ -25,6 +27,8 @@ from imagefs.interfaces import Entry, EntryType, FileSystem
 from imagefs.ops.diskimage import DiskImage
 from imagefs.store.remote import RemoteFiles, RemoteStore
 
+#: Entries of folders whose listings are kept of one image; each is some 1,000 bytes.
+KEPT_ENTRIES = 65_536
 #: As many as Linux follows.
 MAX_LINKS = 40
 
@@ -49,6 +53,10 @@ class OpenedImage:
         self._shared = shared  # lives as long as one of its images
         self._lock = threading.Lock()
         self._filesystems: dict[int, FileSystem] = {}
+        #: Whole folders as ``ls`` tells of them, by path. What is in an image never changes.
+        self.listings: BlockCache[str, list[dict[str, Any]]] = BlockCache(
+            KEPT_ENTRIES, lambda rows: len(rows) + 1
+        )
         weakref.finalize(self, image.close).atexit = False  # a forked process must not end our workers
 
     def volumes(self) -> list[str]:
