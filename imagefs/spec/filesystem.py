@@ -1,4 +1,4 @@
-"""``imagefs://``: what is in an image, for everything that speaks fsspec (pandas, pyarrow, DuckDB, dask …).
+"""``imagefs://``: what is in an image, for everything that speaks fsspec (pandas, pyarrow, DuckDB …).
 
 The conventions are those of ``fsspec.implementations.zip``: ``fo`` is what it is taken from, ``target_protocol`` and
 ``target_options`` how that is reached, and URLs chain: ``imagefs://p2/etc/fstab::file:///backups/set@latest~1``.

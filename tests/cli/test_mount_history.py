@@ -106,8 +106,8 @@ def test_each_point_shows_what_a_mount_of_it_alone_shows(room: Room) -> None:
         ["diff", "-rq", room / "mnt" / first / "p0", room / "mnt/latest/p0"], capture_output=True, text=True
     )
     assert found.stdout.splitlines() == [
-        f"Only in {room}/mnt/latest/p0: new.txt",
-        f"Only in {room}/mnt/{first}/p0: report.txt",
+        f"Only in {room.folder}/mnt/latest/p0: new.txt",
+        f"Only in {room.folder}/mnt/{first}/p0: report.txt",
     ]
     assert (room / "mnt" / first / "p0/report.txt").read_text() == "the report\n"
     assert (room / "mnt/latest/p0/new.txt").read_text() == "the report\n"
