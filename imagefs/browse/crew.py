@@ -9,8 +9,8 @@ import threading
 from collections import OrderedDict
 from typing import Protocol
 
-#: A worker is some 40 MB, of which half are shared with the others.
-MAX_WORKERS = 8
+#: A worker is some 24 MB of memory that is not shared.
+MAX_WORKERS = 6
 
 
 class Member(Protocol):
