@@ -19,7 +19,6 @@ import os
 import stat
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -109,6 +108,10 @@ class _Point:
         self._factor = int.from_bytes(numbers[:8], "little") | 1
         self._summand = int.from_bytes(numbers[8:], "little")
 
+    @property
+    def held(self) -> int:
+        return self.opened.held if self.opened else 0
+
     def inode(self, inode: int) -> int:
         """A number of this point's own for one of its tree: the same from mount to mount, distinct within the point
         because the factor is odd, and not another point's but by a chance of 2**-64."""
@@ -141,7 +144,7 @@ class HistoryTree:
         self._specs: Sequence[PointSpec] = ()
         self._points: dict[bytes, _Point] = {}  # by what they are known by
         self._names: dict[bytes, _Point] = {}
-        self._open: OrderedDict[bytes, _Point] = OrderedDict()  # the one used longest ago first
+        self._open: dict[bytes, _Point] = {}
         self._looked = -FRESH
         self._count = 0
         self._gone: Callable[[bytes], None] = lambda name: None
@@ -156,7 +159,8 @@ class HistoryTree:
     @property
     def size(self) -> int:
         """The size of the newest disk in bytes."""
-        return self._specs[-1].size if self._specs else 0
+        newest = self._newest()
+        return newest.size if newest else 0
 
     # -- the points --------------------------------------------------------------------------------
 
@@ -209,9 +213,11 @@ class HistoryTree:
         self._enter(point)
         try:
             with point.lock:
-                if point.tree is None and not point.reason:
+                to_open = point.tree is None and not point.reason
+                if to_open:
                     self._open_point(point)
-            self._make_room()
+            if to_open:
+                self._make_room()
             yield point.tree
         finally:
             self._leave(point)
@@ -248,19 +254,18 @@ class HistoryTree:
 
     def _make_room(self) -> None:
         """Close what was used longest ago while too much is open."""
-        if len(self._open) > 1:
-            with self._lock:
-                order = sorted(self._open.values(), key=lambda point: point.used)
-                count, held = len(order), sum(point.opened.held for point in order if point.opened)
-                surplus = []
-                for point in order[:-1]:
-                    if count <= self._max_points and held <= MAX_HELD:
-                        break
-                    if not point.users:
-                        surplus.append(point)
-                        count, held = count - 1, held - (point.opened.held if point.opened else 0)
-            for point in surplus:
-                self._close(point)
+        with self._lock:
+            order = sorted(self._open.values(), key=lambda point: point.used)
+            count, held = len(order), sum(point.held for point in order)
+            surplus = []
+            for point in order[:-1]:
+                if count <= self._max_points and held <= MAX_HELD:
+                    break
+                if not point.users:
+                    surplus.append(point)
+                    count, held = count - 1, held - point.held
+        for point in surplus:
+            self._close(point)
 
     def tidy(self) -> None:
         """Close what nobody has used for a while, and what is no more."""
@@ -273,6 +278,7 @@ class HistoryTree:
             ]
         for point in idle:
             self._close(point)
+        self._make_room()  # of what was in use when it was too much
 
     def _tidy_now_and_then(self) -> None:
         while not self._ended.wait(IDLE / 4):
@@ -286,9 +292,11 @@ class HistoryTree:
                     return
                 self._open.pop(point.spec.id, None)
                 tree, opened, point.tree, point.opened = point.tree, point.opened, None, None
-            tree.close()
-            if opened:
-                opened.close()
+            try:
+                tree.close()
+            finally:
+                if opened:
+                    opened.close()
         self._gone(point.spec.name)
 
     def close(self) -> None:
@@ -304,7 +312,8 @@ class HistoryTree:
         """The node at ``path``; PathNotFound if there is none."""
         if path == b"/":
             self._refresh()
-            time_ns = self._specs[-1].mtime_ns if self._specs else 0
+            newest = self._newest()
+            time_ns = newest.mtime_ns if newest else 0
             links = 2 + sum(1 for spec in self._specs if not spec.reason)
             return Node(_attributes(_FOLDER_MODE, 0, _ROOT_INODE, time_ns)._replace(nlink=links))
         name, slash, rest = path[1:].partition(b"/")
@@ -320,15 +329,18 @@ class HistoryTree:
                 return _reason_of(point) if rest == REASON else _missing(path)
             return _wrapped(point, tree, b"/" + rest)
 
-    def _latest(self) -> Node:
-        newest = self._newest()
-        return Node(_attributes(_LINK_MODE, len(newest.name), _LATEST_INODE, newest.mtime_ns))
+    def _newest(self) -> PointSpec | None:
+        return next((spec for spec in reversed(self._specs) if not spec.reason), None)
 
-    def _newest(self) -> PointSpec:
-        for spec in reversed(self._specs):
-            if not spec.reason:
-                return spec
-        raise PathNotFound("the set has no images")
+    def _target(self) -> PointSpec:
+        newest = self._newest()
+        if newest is None:
+            raise PathNotFound("the set has no images")
+        return newest
+
+    def _latest(self) -> Node:
+        newest = self._target()
+        return Node(_attributes(_LINK_MODE, len(newest.name), _LATEST_INODE, newest.mtime_ns))
 
     def children(self, node: Node) -> Iterator[tuple[bytes, Attributes]]:
         """Name and attributes of everything in a directory."""
@@ -350,7 +362,7 @@ class HistoryTree:
         for spec in specs:
             if point := self._points.get(spec.id):
                 yield spec.name, _top(point).attributes
-        if any(not spec.reason for spec in specs):
+        if self._newest():
             yield LATEST, self._latest().attributes
 
     def open(self, node: Node) -> Opened:
@@ -381,7 +393,7 @@ class HistoryTree:
 
     def readlink(self, node: Node) -> bytes:
         if not isinstance(node, _PointNode) and stat.S_ISLNK(node.attributes.mode):
-            return self._newest().name
+            return self._target().name
         with self._found(node) as found:
             if not found:
                 raise BrowseError("not a symbolic link")

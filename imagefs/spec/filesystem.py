@@ -195,7 +195,7 @@ class ImageFileSystem(AbstractFileSystem):  # type: ignore[misc]
         return ImageFile(self, path, **kwargs)
 
     def reader(self, path: str) -> Reader:
-        """The content of a file as imagefs' own kind of reader; close it."""
+        """The content of a file as imagefs' own kind of reader, for as long as this file system lives; close it."""
         with _as_os_errors(path):
             system, _, entry = self.opened.find(os.fsencode(self._strip_protocol(path)))
             if entry.type is EntryType.DIRECTORY:

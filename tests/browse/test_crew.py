@@ -34,6 +34,7 @@ def test_whoever_was_not_asked_for_longest_lets_its_worker_go(tmp_path: Path) ->
     assert at_work() == [0, 3]
     content = systems[3].open(systems[3].lookup(b"/file7"))
     assert len(list(systems[1].children(systems[1].root()))) == 51
+    assert at_work() == [1, 3]
     assert systems[2].lookup(b"/file3").size == 5000
     assert at_work() == [1, 2]
     # What was begun goes on: a listing, and a content.

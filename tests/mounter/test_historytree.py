@@ -10,12 +10,21 @@ import pytest
 
 from imagefs.block.views import BytesReader
 from imagefs.errors import ChainError, ImagefsError, PathNotFound, StoreError
+from imagefs.interfaces import Entry, Reader
 from mounter.errnos import errno_of
 from mounter.historytree import FRESH, IDLE, HistorySpec, HistoryTree, OpenedPoint, PointSpec
 from mounter.operations import MountOperations
 from mounter.requests import LOOKUP, Requests
 from mounter.tree import VolumeSpec
 from tests.mounter.fakes import FakeFileSystem, directory, file, small_filesystem, spec_of
+
+
+class OnceOpen(FakeFileSystem):
+    """Opens nothing any more when it is closed."""
+
+    def open(self, entry: Entry, /) -> Reader:
+        assert not self.closed
+        return super().open(entry)
 
 
 @dataclass
@@ -48,7 +57,9 @@ class FakeSet:
             self.opened.append(name)
             if name in self.broken:
                 raise self.broken[name]
-            spec = spec_of(BytesReader(name * 10), VolumeSpec("p1", BytesReader(b"raw"), small_filesystem))
+            small = small_filesystem()
+            system = OnceOpen(list(small.entries.values()), small.content)
+            spec = spec_of(BytesReader(name * 10), VolumeSpec("p1", BytesReader(b"raw"), lambda: system))
             return OpenedPoint(spec, self.held, lambda: self.closed.append(name))
 
         return opener
@@ -142,10 +153,11 @@ def test_what_was_used_longest_ago_makes_room() -> None:
     assert some.closed == [b"B", b"C"]  # A is in use
     assert some.gone == [b"B", b"C"]
     assert held.read_at(0, 3) == b"AAA"
+    some.now += 1
     held.close()
     some.now += 1
     tree.find(b"/B/disk.raw")
-    assert some.closed[2:] == [b"A"] or some.closed[2:] == [b"D"]
+    assert some.closed[2:] == [b"D"]
 
 
 def test_large_points_make_room_earlier() -> None:
@@ -160,7 +172,7 @@ def test_large_points_make_room_earlier() -> None:
 def test_idle_points_are_closed_and_open_again() -> None:
     some = FakeSet([b"A"])
     tree = some.tree()
-    node = tree.find(b"/A/p1/etc")
+    node, file = tree.find(b"/A/p1/etc"), tree.find(b"/A/p1/etc/fstab")
     listing = tree.children(node)
     next(listing)
     some.now += IDLE + 1
@@ -173,8 +185,31 @@ def test_idle_points_are_closed_and_open_again() -> None:
     some.now += 2
     tree.tidy()
     assert some.closed == [b"A"]
-    assert [name for name, _ in tree.children(node)] == [b"fstab", b"link"]  # known from before
+    assert [name for name, _ in tree.children(node)] == [b"fstab", b"link"]  # found again, as what follows
+    assert tree.open(file).reader.read_at(0, 9) == b"# nothing"
     assert some.opened == [b"A", b"A"]
+
+
+def test_whoever_comes_while_a_point_is_to_be_closed_keeps_it() -> None:
+    some = FakeSet([b"A"])
+    tree = some.tree()
+    held = tree.open(tree.find(b"/A/disk.raw")).reader
+    tree._close(tree._names[b"A"])
+    assert some.closed == []
+    assert held.read_at(0, 1) == b"A"
+
+
+def test_what_was_in_use_makes_room_later() -> None:
+    some = FakeSet([b"A", b"B", b"C"])
+    tree = some.tree(max_points=1)
+    readers = [tree.open(tree.find(b"/" + name + b"/disk.raw")).reader for name in some.names]
+    tree.tidy()
+    assert some.closed == []
+    for reader in readers:
+        some.now += 1
+        reader.close()
+    tree.tidy()
+    assert some.closed == [b"A", b"B"]
 
 
 def test_points_come_and_go() -> None:
@@ -258,6 +293,7 @@ def test_damaged_objects_are_texts() -> None:
         == b"x.imagefs cannot be read: cut short\n"
     )
     assert tree.find(b"/").attributes.nlink == 2
+    assert tree.size == 0
 
 
 def test_what_was_said_of_points_holds_for_a_second_only() -> None:

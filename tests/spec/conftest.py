@@ -55,6 +55,8 @@ def backups(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (files / "link").symlink_to("sub/big")
     (files / "folder").symlink_to("/sub/deep")
     (files / "up").symlink_to("folder/../big")
+    (files / "abs").mkdir()
+    (files / "abs/leaf").symlink_to("/sub/deep/leaf")
     (files / "loop").symlink_to("loop")
     (files / "nowhere").symlink_to("none")
     (files / b"caf\xe9".decode("utf-8", "surrogateescape")).write_text("latin\n")
