@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import pytest
@@ -339,3 +340,24 @@ def test_the_same_entries_are_not_mixed_up_between_points() -> None:
         for name, size in ((b"A", 1), (b"B", 2)):
             assert names_in(tree, b"/" + name + b"/p1/d") == [b"x"]
             assert tree.find(b"/" + name + b"/p1/d/x").attributes.size == size
+
+
+def test_many_threads_through_few_open_points() -> None:
+    some = FakeSet([bytes([65 + number]) for number in range(8)])
+    tree = some.tree(max_points=2)
+
+    def read(number: int) -> bytes:
+        name = some.names[number * 5 % 8]
+        assert [each for each, _ in tree.children(tree.find(b"/" + name + b"/p1/etc"))] == [b"fstab", b"link"]
+        reader = tree.open(tree.find(b"/" + name + b"/p1/etc/fstab")).reader
+        try:
+            return reader.read_at(0, 9)
+        finally:
+            reader.close()
+
+    with ThreadPoolExecutor(8) as pool:
+        assert set(pool.map(read, range(400))) == {b"# nothing"}
+    tree.tidy()
+    assert len(some.opened) - len(some.closed) <= 2
+    tree.close()
+    assert sorted(some.opened) == sorted(some.closed)
