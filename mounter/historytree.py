@@ -14,7 +14,6 @@ folder, with the reason. Pure: knows neither FUSE nor images.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import stat
 import threading
@@ -23,11 +22,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from imagefs.block.views import BytesReader, extents_of
+from imagefs.block.views import BytesReader
 from imagefs.errors import BrowseError, ImagefsError, PathNotFound, StoreError, line_of
-from imagefs.interfaces import Extent, Reader, Whole
+from imagefs.interfaces import Whole
 from mounter.attributes import Attributes
 from mounter.entrycache import EntryCache
+from mounter.points import HistorySpec, Leased, Point, PointSpec
 from mounter.tree import MountSpec, MountTree, Node, Opened
 
 LATEST = b"latest"
@@ -41,84 +41,16 @@ FRESH = 1.0
 
 _ROOT_INODE, _LATEST_INODE = 1, 2
 _FOLDER_MODE, _LINK_MODE, _TEXT_MODE = stat.S_IFDIR | 0o555, stat.S_IFLNK | 0o777, stat.S_IFREG | 0o444
-_MASK = 2**64 - 1
-
-
-@dataclass(frozen=True, slots=True)
-class OpenedPoint:
-    """What a point shows; ``held`` bytes of memory go with it, and ``close`` is called after the readers' own."""
-
-    spec: MountSpec
-    held: int
-    close: Callable[[], None]
-
-
-@dataclass(frozen=True, slots=True)
-class PointSpec:
-    """A point in time: its folder's name, what it is known by for ever, its time, the size of its disk.
-
-    ``aliases`` lead to it too, unlisted. ``reason`` says why nothing of it can be opened at all: then it is no
-    folder but a text.
-    """
-
-    name: bytes
-    id: bytes
-    mtime_ns: int
-    size: int = 0
-    aliases: tuple[bytes, ...] = ()
-    reason: str = ""
-    open: Callable[[], OpenedPoint] | None = None
-
-
-#: All points, oldest first; asked every now and then. The same object means that nothing has changed.
-Look = Callable[[], Sequence[PointSpec]]
-
-
-@dataclass(frozen=True, slots=True)
-class HistorySpec:
-    """Everything that a mount of a whole set needs; ``fsname`` is what the mount table calls it."""
-
-    look: Look
-    fsname: str
 
 
 @dataclass(frozen=True, slots=True)
 class _PointNode(Node):
     """A node of one point: which one, and what its tree calls it."""
 
-    point: _Point | None = None
+    point: Point | None = None
     path: bytes = b"/"
     inside: Node | None = None
     tree: MountTree | None = None
-
-
-class _Point:
-    """One point and, while it is open, its tree. ``users`` and what is open are the tree's to count."""
-
-    def __init__(self, spec: PointSpec, number: int) -> None:
-        self.spec = spec
-        self.slot = number << 16  # of its entries in the cache of all
-        self.lock = threading.Lock()
-        self.tree: MountTree | None = None
-        self.opened: OpenedPoint | None = None
-        self.reason = ""
-        self.users = 0
-        self.used = 0.0
-        numbers = hashlib.blake2b(spec.id, digest_size=16).digest()
-        self._factor = int.from_bytes(numbers[:8], "little") | 1
-        self._summand = int.from_bytes(numbers[8:], "little")
-
-    @property
-    def held(self) -> int:
-        return self.opened.held if self.opened else 0
-
-    def inode(self, inode: int) -> int:
-        """A number of this point's own for one of its tree: the same from mount to mount, distinct within the point
-        because the factor is odd, and not another point's but by a chance of 2**-64."""
-        return (inode * self._factor + self._summand) & _MASK or _MASK
-
-    def shown(self, attributes: Attributes) -> Attributes:
-        return attributes._replace(inode=self.inode(attributes.inode))
 
 
 class HistoryTree:
@@ -142,9 +74,9 @@ class HistoryTree:
         self._cache = EntryCache()
         self._lock = threading.Lock()  # of everything below
         self._specs: Sequence[PointSpec] = ()
-        self._points: dict[bytes, _Point] = {}  # by what they are known by
-        self._names: dict[bytes, _Point] = {}
-        self._open: dict[bytes, _Point] = {}
+        self._points: dict[bytes, Point] = {}  # by what they are known by
+        self._names: dict[bytes, Point] = {}
+        self._open: dict[bytes, Point] = {}
         self._looked = -FRESH
         self._count = 0
         self._gone: Callable[[bytes], None] = lambda name: None
@@ -184,16 +116,16 @@ class HistoryTree:
             self._gone(point.spec.name)
         self.tidy()
 
-    def _take_over(self, specs: Sequence[PointSpec]) -> list[_Point]:
+    def _take_over(self, specs: Sequence[PointSpec]) -> list[Point]:
         """The points that are no more. What could not be opened may be whole now."""
         gone = dict(self._points)
-        points: dict[bytes, _Point] = {}
-        names: dict[bytes, _Point] = {}
+        points: dict[bytes, Point] = {}
+        names: dict[bytes, Point] = {}
         for spec in specs:
             point = gone.pop(spec.id, None) or self._open.get(spec.id)
             if point is None:
                 self._count += 1
-                point = _Point(spec, self._count)
+                point = Point(spec, self._count)
             point.spec, point.reason = spec, ""
             points[spec.id] = point
             for name in (spec.name, *spec.aliases):
@@ -201,14 +133,14 @@ class HistoryTree:
         self._specs, self._points, self._names = specs, points, names
         return list(gone.values())
 
-    def _point(self, name: bytes) -> _Point:
+    def _point(self, name: bytes) -> Point:
         point = self._names.get(name)
         if point is None:
             raise PathNotFound(f"there is no point in time {name!r}", path=name)
         return point
 
     @contextmanager
-    def _within(self, point: _Point) -> Iterator[MountTree | None]:
+    def _within(self, point: Point) -> Iterator[MountTree | None]:
         """The tree of a point, opened and kept open meanwhile; None where it cannot be opened."""
         self._enter(point)
         try:
@@ -222,17 +154,17 @@ class HistoryTree:
         finally:
             self._leave(point)
 
-    def _enter(self, point: _Point) -> None:
+    def _enter(self, point: Point) -> None:
         with self._lock:
             point.users += 1
             point.used = self._clock()
 
-    def _leave(self, point: _Point) -> None:
+    def _leave(self, point: Point) -> None:
         with self._lock:
             point.users -= 1
             point.used = self._clock()
 
-    def _open_point(self, point: _Point) -> None:
+    def _open_point(self, point: Point) -> None:
         """What its bytes cause is remembered until the set changes; what a store causes is tried again."""
         name = point.spec.name.decode()
         assert point.spec.open is not None
@@ -284,7 +216,7 @@ class HistoryTree:
         while not self._ended.wait(IDLE / 4):
             self.tidy()
 
-    def _close(self, point: _Point) -> None:
+    def _close(self, point: Point) -> None:
         """Close a point, unless somebody came meanwhile."""
         with point.lock:
             with self._lock:
@@ -377,7 +309,7 @@ class HistoryTree:
                 raise BrowseError("only files can be opened")
             opened = tree.open(_inside(node, tree))
             self._enter(point)
-            return Opened(_Leased(opened, lambda: self._leave(point)), owned=True)
+            return Opened(Leased(opened, lambda: self._leave(point)), owned=True)
 
     def states(self, node: Node) -> dict[str, int | Whole]:
         with self._found(node) as found:
@@ -414,7 +346,7 @@ def _attributes(mode: int, size: int, inode: int, time_ns: int) -> Attributes:
     return Attributes(mode, size, inode, 1, owner, group, time_ns, time_ns, time_ns)
 
 
-def _top(point: _Point) -> Node:
+def _top(point: Point) -> Node:
     """A point's folder, without opening it; a text for what is damaged itself."""
     spec = point.spec
     if spec.reason:
@@ -425,13 +357,13 @@ def _top(point: _Point) -> Node:
     return _PointNode(_attributes(_FOLDER_MODE, 0, point.inode(_ROOT_INODE), spec.mtime_ns), point=point)
 
 
-def _reason_of(point: _Point) -> Node:
+def _reason_of(point: Point) -> Node:
     text = BytesReader(f"this image cannot be shown: {point.reason}\n".encode("utf-8", "replace"))
     attributes = _attributes(_TEXT_MODE, text.size, point.inode(_ROOT_INODE + 1), point.spec.mtime_ns)
     return _PointNode(attributes, text, point=point, path=b"/" + REASON)
 
 
-def _wrapped(point: _Point, tree: MountTree, path: bytes) -> Node:
+def _wrapped(point: Point, tree: MountTree, path: bytes) -> Node:
     node = tree.find(path)
     return _PointNode(point.shown(node.attributes), point=point, path=path, inside=node, tree=tree)
 
@@ -443,31 +375,6 @@ def _inside(node: _PointNode, tree: MountTree) -> Node:
 
 def _missing(path: bytes) -> Node:
     raise PathNotFound(f"the mount shows no {path!r}", path=path)
-
-
-class _Leased:
-    """An opened file of a point, whose ``leave`` is called once when it is closed."""
-
-    def __init__(self, opened: Opened, leave: Callable[[], None]) -> None:
-        self._opened = opened
-        self._leave: Callable[[], None] | None = leave
-        self.size = opened.reader.size
-        self.read_at = opened.reader.read_at
-
-    def extents(self, offset: int, length: int, /) -> Iterator[Extent]:
-        return extents_of(self._opened.reader, offset, length)
-
-    def close(self) -> None:
-        leave, self._leave = self._leave, None
-        if leave is not None:
-            try:
-                if self._opened.owned:
-                    self._opened.reader.close()
-            finally:
-                leave()
-
-
-_: type[Reader] = _Leased
 
 
 def tree_of(spec: MountSpec | HistorySpec, *, log: Callable[[str], None]) -> MountTree | HistoryTree:

@@ -16,10 +16,11 @@ from pathlib import Path
 
 from imagefs.errors import MountError
 from mounter import binding, mountpoint, mounttable, native, requirements
-from mounter.historytree import HistorySpec, HistoryTree, tree_of
+from mounter.historytree import HistoryTree, tree_of
 from mounter.mountpoint import MountPoint
 from mounter.native import Natives, NativeWish
 from mounter.operations import MountOperations
+from mounter.points import HistorySpec
 from mounter.signals import Ending, ending_signals
 from mounter.state import MountRecord, MountStates, NativeMount, process_start
 from mounter.stderr import CapturedStderr

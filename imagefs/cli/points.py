@@ -20,7 +20,7 @@ from imagefs.image.catalog import Catalog, ImageInfo
 from imagefs.image.shared import Shared
 from imagefs.interfaces import ObjectInfo
 from imagefs.store import LocalStore
-from mounter.historytree import OpenedPoint, PointSpec
+from mounter.points import OpenedPoint, PointSpec
 
 #: Of a table of runs and what finds one in it quickly.
 _BYTES_A_RUN = 40

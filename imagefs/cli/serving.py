@@ -23,9 +23,9 @@ from imagefs.interfaces import Reader, Volume, Writable
 from imagefs.ops.diskimage import DiskImage
 from imagefs.volume.probe import probe
 from mounter.background import Readiness
-from mounter.historytree import HistorySpec
 from mounter.mounttable import resolve
 from mounter.native import NativeWish
+from mounter.points import HistorySpec
 from mounter.session import MountOptions, run_foreground
 from mounter.tree import MountSpec, VolumeSpec
 

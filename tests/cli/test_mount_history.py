@@ -19,7 +19,7 @@ from fixtures.tools import run_tool
 from imagefs.cli.points import point_specs
 from imagefs.image.catalog import ImageInfo, scan
 from imagefs.store import LocalStore, MemoryStore
-from mounter.historytree import OpenedPoint
+from mounter.points import OpenedPoint
 from tests.cli.mounts import Room
 from tests.mounter.conftest import is_mounted, need, wait_until
 from tests.support.images import capture_bytes, noise

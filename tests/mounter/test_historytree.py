@@ -13,8 +13,9 @@ from imagefs.block.views import BytesReader
 from imagefs.errors import ChainError, ImagefsError, PathNotFound, StoreError
 from imagefs.interfaces import Entry, Reader
 from mounter.errnos import errno_of
-from mounter.historytree import FRESH, IDLE, HistorySpec, HistoryTree, OpenedPoint, PointSpec
+from mounter.historytree import FRESH, IDLE, HistoryTree
 from mounter.operations import MountOperations
+from mounter.points import HistorySpec, OpenedPoint, PointSpec
 from mounter.requests import LOOKUP, Requests
 from mounter.tree import VolumeSpec
 from tests.mounter.fakes import FakeFileSystem, directory, file, small_filesystem, spec_of
