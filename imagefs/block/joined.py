@@ -7,8 +7,10 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
 
 from imagefs.block.views import clamp, extents_of, merged
-from imagefs.errors import SourceError
+from imagefs.errors import BrowseError, SourceError
 from imagefs.interfaces import Extent, Reader, State
+
+_WHOLE = "an image captured with --mode all has all that could be read"
 
 
 class _Joint:
@@ -140,7 +142,7 @@ def lost_in(reader: Reader, unit: int = 1) -> list[Extent]:
 
 class SureReader:
     """``reader``, which refuses a read that touches what was not captured or could not be read: for who would take the
-    zeros there for data. ``what`` goes on "bytes 5 to 9 …" in the SourceError."""
+    zeros there for data. ``what`` goes on "bytes 5 to 9 …" in the BrowseError."""
 
     def __init__(self, reader: Reader, what: str) -> None:
         self._reader = reader
@@ -151,7 +153,8 @@ class SureReader:
         for each in extents_of(self._reader, offset, length):
             if each.state in (State.SKIPPED, State.UNREADABLE):
                 last = each.offset + each.length - 1
-                raise SourceError(f"bytes {each.offset} to {last} {self._what}", offset=each.offset)
+                said = f"bytes {each.offset} to {last} {self._what}"
+                raise BrowseError(said, hint=_WHOLE, offset=each.offset)
         return self._reader.read_at(offset, length)
 
     def close(self) -> None:

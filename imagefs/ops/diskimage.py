@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 import numpy.typing as npt
 
+from imagefs.block.joined import SureReader
 from imagefs.block.views import MarkedReader, ReaderFile, SliceReader, merged
 from imagefs.errors import BrowseError, IntegrityError, NotAFileSystem, UsageError
 from imagefs.image.catalog import ImageInfo
@@ -198,11 +199,12 @@ class DiskImage:
         for volume in self.volumes if simple else self.all_volumes:
             if volume.id == wanted:
                 return volume
-        outer = (
-            self.container(wanted.rpartition("." if "@" not in wanted else "@")[0]) if not simple else None
-        )
-        if outer is not None and outer.state in ("locked", "refused"):
-            raise BrowseError(outer.message, volume=wanted)
+        above = "" if simple else wanted
+        while above:
+            above = above[: max(above.rfind("."), above.rfind("@"), 0)]
+            outer = self.container(above) if above else None
+            if outer is not None and outer.state in ("locked", "refused"):
+                raise BrowseError(outer.message, volume=wanted)
         names = ", ".join(volume.id for volume in (self.volumes if simple else self.all_volumes)) or "none"
         raise BrowseError(f"the image has no volume {wanted}", hint=f"it has {names}", volume=wanted)
 
@@ -228,6 +230,8 @@ class DiskImage:
 
     def _marked(self, volume: Volume) -> Reader:
         """The bytes of a volume, whose extents tell to the block what was not captured."""
+        if volume.moment:  # whose files may need what is free on the volume now: no zeros for those
+            return SureReader(self.volume_reader(volume), "of the shadow copy are not in this image")
         if volume.inside:
             return self.volume_reader(volume)
         return SliceReader(_SkipMarks(self._reader, self.disk), volume.start, volume.length)

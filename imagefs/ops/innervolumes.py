@@ -343,7 +343,7 @@ class InnerVolumes:
     def _shadows(self, name: str, reader: Reader) -> None:
         if not has_shadows(reader):
             return
-        sure = SureReader(reader, "of the volume were not captured, and a shadow copy needs them")
+        sure = SureReader(reader, "of the volume, which a shadow copy needs, are not in this image")
         try:
             parser = self._parser(sure, "shadows")
             stores = parser.ask("stores")
