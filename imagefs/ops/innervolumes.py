@@ -133,12 +133,16 @@ class InnerVolumes:
                 looks[kind](name, reader)
         except Locked:
             raise
-        except ImagefsError as error:
-            if kind in _NAMES:
-                message = f"{name} ({_NAMES[kind]}) cannot be opened: {error.message}"
-                self.containers[name] = Container(
-                    kind, "refused", message + (f"; {error.hint}" if error.hint else "")
-                )
+        except Exception as error:  # a parser's bug costs one container, not the whole disk
+            self._refuse(name, kind, error)
+
+    def _refuse(self, name: str, kind: str, error: Exception) -> None:
+        if not isinstance(error, ImagefsError):
+            error = BrowseError(f"its parser failed ({type(error).__name__}: {error})")
+        if kind in _NAMES:
+            hint = f"; {error.hint}" if error.hint else ""
+            message = f"{name} ({_NAMES[kind]}) cannot be opened: {error.message}{hint}"
+            self.containers[name] = Container(kind, "refused", message)
 
     def _add(self, volume: Volume, reader: Reader | None, made_ns: int | None = None) -> None:
         self._count += 1
@@ -240,9 +244,8 @@ class InnerVolumes:
                 self.containers[name] = Container("lvm2", state, message)
             try:
                 self._add_logical(first, [each for _, each in members])
-            except ImagefsError as error:
-                message = f"{first} (LVM) cannot be opened: {error.message}"
-                self.containers[first] = Container("lvm2", "refused", message)
+            except Exception as error:
+                self._refuse(first, "lvm2", error)
 
     @staticmethod
     def _join_bare(groups: dict[str, list[tuple[str, PhysicalVolume]]]) -> None:

@@ -156,7 +156,7 @@ class _Group:
         """What a user knows by name: a snapshot is its store, not the volume that ties it to its origin."""
         found = []
         for name, each in self._logical.items():
-            kinds = {segment.get("type") for segment in _segments(each)}
+            kinds = {str(segment.get("type")) for segment in _segments(each)}
             shown = "VISIBLE" in _sure(each, "status", list) and not kinds & {
                 "snapshot",
                 "thin-pool",

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import random
+import re
 from collections.abc import Sequence
+from contextlib import suppress
 
 import pytest
 
 from fixtures import inner
 from imagefs.block.joined import JoinedReader, StripedReader
 from imagefs.block.views import BytesReader
+from imagefs.errors import BrowseError
 from imagefs.volume import lvm, read_table
 from imagefs.volume.lvm import PhysicalVolume, logical_volumes, read_physical
 from imagefs.volume.lvmtext import parse
@@ -153,6 +157,29 @@ def test_segments_that_make_no_sense(words: dict[str, object], why: str) -> None
     (found,) = logical_volumes([PhysicalVolume("x", BytesReader(bytes(1 << 16)), group, "vg")])
     assert found.reader is None
     assert why in found.refused
+
+
+def test_metadata_changed_at_random_never_raises_what_is_not_ours(parts: list[bytes]) -> None:
+    """The text behind a right checksum: bits, words swapped, left out or put in."""
+    head = parts[0][4096:4608]
+    offset, length = (int.from_bytes(head[at : at + 8], "little") for at in (40, 48))
+    text = parts[0][4096 + offset : 4096 + offset + length]
+    words = list(re.finditer(rb'"[^"]*"|\b\d+\b', text))
+    disks = [(each.id, each.reader) for each in opened(parts)]
+    dice, opened_volumes = random.Random(5), 0
+    for _ in range(400):
+        changed = bytearray(text)
+        for word in sorted(dice.sample(words, dice.randrange(1, 4)), key=lambda each: -each.start()):
+            other = dice.choice([dice.choice(words)[0], b"[1]", b'""', b"-1", b"9" * 25, b"{", b"}"])
+            changed[word.start() : word.end()] = other
+        found = lvm._group(bytes(changed))
+        if found is not None:
+            with suppress(BrowseError):
+                for each in logical_volumes([PhysicalVolume(*disk, found[1], found[0]) for disk in disks]):
+                    if each.reader is not None:
+                        each.reader.read_at(max(0, each.size - 10), 100)
+                        opened_volumes += 1
+    assert opened_volumes > 400
 
 
 def test_joined_and_striped_readers_keep_the_contract() -> None:
