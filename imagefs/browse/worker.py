@@ -15,7 +15,7 @@ import time
 import traceback
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import timedelta, timezone
 from itertools import islice
 from typing import Any

@@ -56,8 +56,16 @@ class BitLocker:
         instead; neither where a clear key will do. Raises Locked."""
         file, volume = self._open(secret[0], path)
         if volume.is_locked():
-            raise Locked("the password, recovery key or startup key is wrong")
+            raise Locked(self._why_locked(secret[0]))
         return _Plain(file, volume)
+
+    def _why_locked(self, secret: bytes) -> str:
+        recovery = [each for each in self.protectors() if each.startswith(_PROTECTORS[0x0800])]
+        if len(recovery) > 1 and _RECOVERY.fullmatch(secret.decode("utf-8", "replace")):
+            return (
+                f"the recovery key is wrong, or not the first of {len(recovery)}: only {recovery[0]} is tried"
+            )
+        return "the password, recovery key or startup key is wrong"
 
     def close(self) -> None:
         pass
