@@ -50,12 +50,12 @@ _IN_STEPS = {"deleted": "deleted_in_steps"}
 _MAX_BYTES = 1 << 20
 
 
-def main(descriptor: int, memory: int, seconds: int, *, opener: Callable[..., Any] = open_filesystem) -> None:
+def main(descriptor: int, memory: int, seconds: int, *, opener: Callable[..., Any] | None = None) -> None:
     """Serve the socket ``descriptor`` until it closes; standard input is a pipe nobody writes to. ``opener`` makes
-    what is served of the Reader and the options that are sent first."""
+    what is served, else a file system, of the Reader and the options that are sent first."""
     _bound(memory)
     channel = Channel(socket.socket(fileno=descriptor))
-    server = _Server(channel, opener)
+    server = _Server(channel, opener or open_filesystem)
     while True:
         try:
             letter, body = channel.receive()

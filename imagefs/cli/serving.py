@@ -61,7 +61,9 @@ def native_wishes(spec: MountSpec, image: DiskImage, wishes: Wishes) -> tuple[Na
     readers = {volume.id: volume.reader for volume in spec.volumes}
     found = []
     for text, directory in wishes.natives:
-        name = image.volume(parse_volume(text)).id
+        volume = image.volume(parse_volume(text))
+        image.volume_reader(volume)  # or why there is none
+        name = volume.id
         found.append(NativeWish(name, directory, probe(readers[name]).kind, wishes.native_rw))
     return tuple(found)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import io
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, tzinfo
 from typing import TYPE_CHECKING, Self
@@ -221,8 +220,11 @@ class DiskImage:
     def readable_volumes(self) -> Iterator[tuple[Volume, Reader]]:
         """Every volume whose bytes can be read, with them, in the order of ``all_volumes``."""
         for volume in self.all_volumes:
-            with suppress(BrowseError):
-                yield volume, self.volume_reader(volume)
+            try:
+                reader = self.volume_reader(volume)
+            except BrowseError:
+                continue
+            yield volume, reader
 
     def read_through(self, reader: Reader) -> None:
         """Let volumes opened from now on read through ``reader``, which shows the same disk."""

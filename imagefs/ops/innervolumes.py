@@ -9,30 +9,27 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import numpy as np
-
 from imagefs.block.joined import LostReader, SureReader, lost_in
 from imagefs.block.views import RefusingReader, SliceReader
-from imagefs.browse.apart import ApartFileSystem
-from imagefs.browse.workers import Limits
 from imagefs.errors import BrowseError, ImagefsError, Locked
-from imagefs.interfaces import Extent, Reader, Volume
+from imagefs.interfaces import Reader, Volume
+from imagefs.ops.volumeparser import LaterReader, VolumeParser, lost_of_shadow
 from imagefs.volume import probe, read_table
 from imagefs.volume.facts import Window
 from imagefs.volume.luks import LuksHeader, read_header
 from imagefs.volume.lvm import PhysicalVolume, logical_volumes, read_physical
 from imagefs.volume.mdraid import Member, freshest, is_stale, read_member
 from imagefs.volume.sectorcipher import DecryptedReader, SectorCipher
-from imagefs.volume.shadow import BLOCK, has_shadows
+from imagefs.volume.shadow import has_shadows
 
 #: More volumes than this, or deeper ones, are no disk that somebody uses.
 _MAX_VOLUMES, _MAX_DEPTH = 256, 6
-#: Bytes and seconds that making a key may take; memory is what the header says on top of this.
-_KEY_MEMORY, _KEY_SECONDS = 1 << 30, 300
+#: What a worker may have beside the memory that making a key takes.
+_KEY_MEMORY = 1 << 30
 _TOO_MANY = "more volumes lie in it than are shown"
 
 
@@ -73,7 +70,7 @@ class InnerVolumes:
         self._children: dict[str, list[Inner]] = {}
         self._members: dict[str, list[tuple[str, Reader, Member]]] = {}
         self._physical: dict[str, list[tuple[str, PhysicalVolume]]] = {}
-        self._parsers: list[_Parser] = []
+        self._parsers: list[VolumeParser] = []
         self._count = 0
         self._queue: list[tuple[str, Reader]] = []
         self.containers: dict[str, Container] = {}
@@ -174,7 +171,10 @@ class InnerVolumes:
     def _assemble_mirrors(self) -> None:
         for members in self._members.values():
             members.sort(key=lambda each: _natural(each[0]))
-            self._assemble_mirror(members)
+            try:
+                self._assemble_mirror(members)
+            except Exception as error:
+                self._refuse(members[0][0], "raid", error)
         self._members.clear()
 
     def _assemble_mirror(self, members: list[tuple[str, Reader, Member]]) -> None:
@@ -285,7 +285,7 @@ class InnerVolumes:
             self._lock(name, "luks", kind, needs)
             return
         memory = max((slot.kdf.memory for slot in header.slots), default=0) << 10
-        with _Parser(reader, "luks", memory=_KEY_MEMORY + memory) as parser:
+        with VolumeParser(reader, "luks", memory=_KEY_MEMORY + memory) as parser:
             key = self._unlocked(name, kind, partial(parser.ask, "key", [secret.data]))
         if type(key) is not bytes:
             raise BrowseError("its key cannot be had")
@@ -360,77 +360,19 @@ class InnerVolumes:
             moment = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(made_ns // 10**9))
             moment += f"~{number}" if moment in seen else ""
             seen.add(moment)
-            content = _Later(int(size), partial(parser.ask, "open", number))
-            kept = partial(_lost_of_shadow, reader, partial(parser.ask, "kept", number), int(size))
+            content = LaterReader(int(size), partial(parser.ask, "open", number))
+            kept = partial(lost_of_shadow, reader, partial(parser.ask, "kept", number), int(size))
             volume = Volume(
                 number + 1, 0, int(size), "", str(unique), "", "shadow copy", inside=name, moment=moment
             )
             self._add(volume, LostReader(content, kept), made_ns)
 
-    def _parser(self, reader: Reader, parser: str) -> _Parser:
-        self._parsers.append(_Parser(reader, parser))
+    def _parser(self, reader: Reader, parser: str) -> VolumeParser:
+        self._parsers.append(VolumeParser(reader, parser))
         return self._parsers[-1]
 
 
 _NAMES = {"raid": "Linux RAID", "lvm2": "LVM", "luks": "LUKS", "bitlocker": "BitLocker"}
-
-
-class _Parser(ApartFileSystem):
-    """A parser of ``ops/volumeworker.py`` in a process of its own."""
-
-    _module, _what = "imagefs.ops.volumeworker", "volume"
-
-    def __init__(self, reader: Reader, parser: str, *, memory: int = 2 << 30) -> None:
-        limits = Limits(memory=memory, cpu=_KEY_SECONDS, silence=_KEY_SECONDS, whole=2 * _KEY_SECONDS)
-        super().__init__(reader, limits, {"parser": parser})
-
-    def ask(self, method: str, *args: Any) -> Any:
-        return self._call(method, *args)
-
-    def __enter__(self) -> _Parser:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-
-@dataclass(slots=True)
-class _Later:
-    """A Reader of a known size that is opened when first read."""
-
-    size: int
-    open: Callable[[], Reader]
-    _opened: Reader | None = field(default=None)
-
-    def read_at(self, offset: int, length: int, /) -> bytes:
-        if self._opened is None:
-            self._opened = self.open()
-        return self._opened.read_at(offset, length)
-
-    def close(self) -> None:
-        if self._opened is not None:
-            self._opened.close()
-
-
-def _lost_of_shadow(reader: Reader, kept: Callable[[], bytes], size: int) -> list[Extent]:
-    """What of a shadow copy nobody has: what the volume lost, but for the blocks that its stores keep."""
-    lost = lost_in(reader)
-    if not lost:
-        return []
-    blocks = np.unique(np.frombuffer(kept(), "<u8") // BLOCK).tolist()
-    found, at = [], 0
-    for each in lost:
-        first, end = each.offset, min(each.offset + each.length, size)
-        while at < len(blocks) and (blocks[at] + 1) * BLOCK <= first:
-            at += 1
-        here = at
-        while first < end:
-            held = blocks[here] * BLOCK if here < len(blocks) else end
-            if held > first:
-                found.append(Extent(each.state, first, min(held, end) - first))
-            first = max(first, held + BLOCK)
-            here += 1
-    return found
 
 
 def _natural(volume_id: str) -> list[int]:

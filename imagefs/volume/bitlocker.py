@@ -2,7 +2,7 @@
 
 Runs in a worker process. Held against the images and digests of cryptsetup's tests (``bitlk-images``): AES-CBC with
 and without diffuser, AES-XTS, To Go, sectors of 4 KiB, passwords, recovery keys, startup keys, clear keys. A volume
-that was only partly encrypted is refused by the library.
+that was only partly encrypted is refused by the library, and of several recovery keys it tries the first alone.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ from typing import Any
 
 from imagefs.errors import BrowseError
 from imagefs.interfaces import Reader
+from imagefs.volume.facts import shown
 
 MAGIC, _SECOND = b"LUKS\xba\xbe", b"SKUL\xba\xbe"
 _ACTIVE = 0x00AC71F3
@@ -136,7 +137,9 @@ def _version_2(reader: Reader) -> LuksHeader:
         facts = json.loads(area.split(b"\0", 1)[0])
         return _described(head, facts)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise _damaged(f"its JSON makes no sense ({error.__class__.__name__}: {error})") from error
+        raise _damaged(
+            f"its JSON makes no sense ({error.__class__.__name__}: {shown(error, 100)})"
+        ) from error
 
 
 def _copy(reader: Reader, offset: int, magic: bytes) -> tuple[bytes, bytes] | None:
@@ -185,7 +188,7 @@ def _refused(segment: Mapping[str, Any], needs: Any) -> str:
     if needs:
         if any("reencrypt" in str(need) for need in needs):
             return "it was being encrypted or decrypted anew when the image was made"
-        return f"it needs {', '.join(str(need) for need in needs)[:80]}, which is not known here"
+        return f"it needs {shown(', '.join(str(need) for need in needs), 80)}, which is not known here"
     if segment.get("type") != "crypt":
         return "its data is not one encrypted segment"
     return "its sectors carry checksums (dm-integrity)" if "integrity" in segment else ""
@@ -212,7 +215,7 @@ def _kdf(row: Mapping[str, Any]) -> Kdf:
     if row["type"] == "pbkdf2":
         return Kdf("pbkdf2", salt, _rounds(row["iterations"]), str(row["hash"]))
     if row["type"] not in ("argon2i", "argon2id"):
-        raise ValueError(f"a key derivation called {str(row['type'])[:20]}")
+        raise ValueError(f"a key derivation called {shown(row['type'], 20)}")
     memory, lanes, rounds = int(row["memory"]), int(row["cpus"]), int(row["time"])
     if not (8 <= memory <= _MAX_MEMORY and 0 < lanes <= _MAX_LANES and 0 < rounds <= _MAX_TIME):
         raise ValueError("more memory or time for a key than cryptsetup would take")

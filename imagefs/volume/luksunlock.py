@@ -11,6 +11,7 @@ import hmac
 
 from imagefs.errors import BrowseError, Locked
 from imagefs.interfaces import Reader
+from imagefs.volume.facts import shown
 from imagefs.volume.luks import Check, Kdf, LuksHeader, Slot, read_header
 from imagefs.volume.sectorcipher import SectorCipher
 
@@ -87,7 +88,9 @@ def _pbkdf2(digest: str, secret: bytes, salt: bytes, rounds: int, length: int) -
     try:
         return hashlib.pbkdf2_hmac(digest, secret, salt, max(1, rounds), length)
     except ValueError as error:
-        raise BrowseError(f"it was made with the digest {digest[:20]}, which is not known here") from error
+        raise BrowseError(
+            f"it was made with the digest {shown(digest, 20)}, which is not known here"
+        ) from error
 
 
 def _merged(material: bytes, slot: Slot) -> bytes:

@@ -16,6 +16,7 @@ from imagefs.block.joined import JoinedReader, StripedReader
 from imagefs.block.views import SliceReader
 from imagefs.errors import BrowseError, ImagefsError
 from imagefs.interfaces import Reader
+from imagefs.volume.facts import shown
 from imagefs.volume.lvmtext import Section, parse
 
 _SECTOR = 512
@@ -176,7 +177,7 @@ class _Group:
             raise BrowseError(f"{name} is a snapshot of LVM, which cannot be read here")
         volume = self._logical.get(name)
         if volume is None or layer > _MAX_LAYERS:
-            raise BrowseError(f"the metadata of LVM does not add up at {name}")
+            raise BrowseError(f"the metadata of LVM does not add up at {shown(name)}")
         parts, at = [], 0
         for segment in sorted(_segments(volume), key=lambda each: _sure(each, "start_extent", int)):
             count = _sure(segment, "extent_count", int)
@@ -197,7 +198,7 @@ class _Group:
             return self._cut(self.reader(str(legs[0]), layer + 1), size)
         if kind == "raid1":
             return self._cut(self._raid1(name, segment, layer), size)
-        raise BrowseError(f"{name} is a {kind[:20]} volume of LVM, which cannot be read here")
+        raise BrowseError(f"{name} is a {shown(kind, 20)} volume of LVM, which cannot be read here")
 
     def _striped(self, segment: Section, size: int) -> Reader:
         stripes = _sure(segment, "stripes", list)
@@ -215,11 +216,13 @@ class _Group:
         """``length`` bytes of a physical volume. Raises BrowseError for one that is not on this disk."""
         facts = self._physical.get(name)
         if facts is None or not isinstance(extent, int) or extent < 0:
-            raise BrowseError(f"the metadata of LVM does not add up at {name}")
+            raise BrowseError(f"the metadata of LVM does not add up at {shown(name)}")
         disk = self._disks.get(str(facts.get("id", "")).replace("-", ""))
         if disk is None:
-            where = str(facts.get("device", ""))[:40]
-            raise BrowseError(f"a part of it lies on another disk of its volume group ({name}, once {where})")
+            where = shown(facts.get("device", ""))
+            raise BrowseError(
+                f"a part of it lies on another disk of its volume group ({shown(name)}, once {where})"
+            )
         start = _sure(facts, "pe_start", int) * _SECTOR + extent * self._extent
         return self._cut(disk, length, start)
 

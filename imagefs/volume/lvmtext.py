@@ -54,8 +54,8 @@ def _section(tokens: _Tokens, depth: int) -> Section:
     if depth > _MAX_DEPTH:
         raise ValueError("sections too deep")
     found: Section = {}
-    while tokens.kind in ("name", "number", "string"):  # a name may be all digits
-        name = tokens.value.strip('"')
+    while tokens.kind in ("name", "number"):  # a name may be all digits
+        name = tokens.value
         tokens.step()
         if tokens.value == "{" and tokens.kind == "sign":
             tokens.step()

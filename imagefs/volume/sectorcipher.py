@@ -17,6 +17,7 @@ import numpy.typing as npt
 from imagefs.block.views import clamp
 from imagefs.errors import BrowseError
 from imagefs.interfaces import Reader
+from imagefs.volume.facts import shown
 
 Words = npt.NDArray[np.uint64]
 _BLOCK = 16
@@ -40,7 +41,7 @@ class SectorCipher:
         halves = 2 if self._mode == "xts" else 1
         if name != "aes" or not known or len(key) // halves not in (16, 24, 32) or len(key) % halves:
             raise BrowseError(
-                f"the cipher {spec} with a key of {8 * len(key)} bits cannot be decrypted",
+                f"the cipher {shown(spec)} with a key of {8 * len(key)} bits cannot be decrypted",
                 hint="AES in the modes xts and cbc can; for others unlock pN.raw of a mount with cryptsetup",
             )
         half = len(key) // halves
@@ -49,7 +50,9 @@ class SectorCipher:
             try:
                 self._essiv = _ecb(hashlib.new(digest, key).digest())
             except ValueError as error:
-                raise BrowseError(f"the cipher {spec} needs a digest that is not known here") from error
+                raise BrowseError(
+                    f"the cipher {shown(spec)} needs a digest that is not known here"
+                ) from error
         self._key = key
 
     def decrypt(self, data: bytes, sector: int, sector_size: int) -> bytes:

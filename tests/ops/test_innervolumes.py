@@ -16,7 +16,8 @@ from imagefs.block.views import BytesReader, MarkedReader, SliceReader
 from imagefs.browse import open_apart
 from imagefs.errors import Locked
 from imagefs.interfaces import Reader, State, Volume
-from imagefs.ops.innervolumes import InnerVolumes, Secret, _lost_of_shadow
+from imagefs.ops.innervolumes import InnerVolumes, Secret
+from imagefs.ops.volumeparser import lost_of_shadow
 from imagefs.volume import read_table
 from tests.support.images import noise
 from tests.support.oracles import corpus_folder, need_tool, run_tool, unpacked_corpus_file
@@ -208,12 +209,12 @@ def test_what_a_shadow_copy_lacks_is_what_the_volume_lost_and_no_store_keeps() -
         BytesReader(bytes(10 * unit)), [unit // 2, 6 * unit], [4 * unit, 7 * unit], State.SKIPPED
     )
     kept = b"".join((number * unit).to_bytes(8, "little") for number in (2, 2, 6, 9))
-    lost = _lost_of_shadow(volume, lambda: kept, volume.size)
+    lost = lost_of_shadow(volume, lambda: kept, volume.size)
     assert [(each.offset, each.length) for each in lost] == [
         (unit // 2, 2 * unit - unit // 2),
         (3 * unit, unit),
     ]
-    assert _lost_of_shadow(BytesReader(bytes(unit)), lambda: kept, unit) == []
+    assert lost_of_shadow(BytesReader(bytes(unit)), lambda: kept, unit) == []
 
 
 # -- ids ------------------------------------------------------------------------------------------
