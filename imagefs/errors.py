@@ -14,7 +14,8 @@
     ├── AllocationError              20   a map of used blocks that cannot be relied on: captured whole instead
     ├── BrowseError                  40   a volume, file system or path that cannot be opened
     │   ├── PathNotFound             40
-    │   └── NotAFileSystem           40
+    │   ├── NotAFileSystem           40
+    │   └── Locked                   40   an encrypted volume, and no secret that opens it
     ├── MountError                   50   FUSE said no
     └── ServeError                   50   the disk cannot be served over NBD, or no machine booted from it
 """
@@ -95,6 +96,10 @@ class PathNotFound(BrowseError):
 
 class NotAFileSystem(BrowseError):
     code = "not-a-file-system"
+
+
+class Locked(BrowseError):
+    code = "locked"
 
 
 class MountError(ImagefsError):

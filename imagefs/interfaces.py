@@ -408,6 +408,9 @@ class Volume:
     Number 0 is the whole of an unpartitioned disk. ``type`` is the GPT type GUID (lower case) or
     the MBR type as ``0x0c``; ``uuid`` the GPT partition GUID or ``<disk id>-<nn>``; ``name`` the
     GPT name; ``role`` a word such as ``esp``, ``windows``, ``recovery``, ``linux``, ``swap``.
+
+    A volume inside another has the other's id in ``inside``, its place among those there as ``number`` and 0 as
+    ``start``; a shadow copy the time it was made in ``moment`` (``20261117T020004Z``).
     """
 
     number: int
@@ -418,10 +421,14 @@ class Volume:
     name: str = ""
     role: str = ""
     bootable: bool = False
+    inside: str = ""
+    moment: str = ""
 
     @property
     def id(self) -> str:
-        return f"p{self.number}"
+        if self.moment:
+            return f"{self.inside}@{self.moment}"
+        return f"{self.inside}.{self.number}" if self.inside else f"p{self.number}"
 
 
 @dataclass(frozen=True, slots=True)

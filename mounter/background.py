@@ -56,17 +56,19 @@ class Started:
     notes: tuple[str, ...]
 
 
-def mount_background(command: Callable[[int], Sequence[str]], *, log: Path) -> Started:
+def mount_background(
+    command: Callable[[int], Sequence[str]], *, log: Path, descriptors: Sequence[int] = ()
+) -> Started:
     """Run a command in a session of its own and wait until its mount is ready.
 
-    ``command(descriptor)`` gives its words; it must report to that descriptor through ``Readiness``.
-    Its output is appended to ``log``. Raises the error it reports, with its exit code; MountError if
-    it ends without a report.
+    ``command(descriptor)`` gives its words; it must report to that descriptor through ``Readiness``, and
+    gets ``descriptors`` of ours too. Its output is appended to ``log``. Raises the error it reports, with its
+    exit code; MountError if it ends without a report.
     """
     reading, writing = os.pipe()
     with open(reading, "rb") as pipe:
         try:
-            process = _start(list(command(writing)), writing, log)
+            process = _start(list(command(writing)), (writing, *descriptors), log)
         finally:
             os.close(writing)
         try:
@@ -88,7 +90,7 @@ def mount_background(command: Callable[[int], Sequence[str]], *, log: Path) -> S
     raise error
 
 
-def _start(argv: list[str], descriptor: int, log: Path) -> subprocess.Popen[bytes]:
+def _start(argv: list[str], descriptors: Sequence[int], log: Path) -> subprocess.Popen[bytes]:
     try:
         if log.exists() and log.stat().st_size > _MAX_LOG:
             log.replace(log.with_suffix(".log.1"))
@@ -98,7 +100,7 @@ def _start(argv: list[str], descriptor: int, log: Path) -> subprocess.Popen[byte
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                pass_fds=(descriptor,),
+                pass_fds=descriptors,
                 start_new_session=True,
             )
     except OSError as error:

@@ -47,7 +47,7 @@ class DeletedFolder:
 
 
 def _keeps(volume: VolumeTree) -> bool:
-    return volume.reason() is None and isinstance(volume.filesystem, KeepsDeleted)
+    return not volume.spec.later and volume.reason() is None and isinstance(volume.filesystem, KeepsDeleted)
 
 
 def _spec(volume: VolumeTree, log: Callable[[str], None]) -> VolumeSpec:

@@ -37,7 +37,7 @@ from imagefs.interfaces import (
 from mounter.attributes import Attributes, attributes_of, named
 from mounter.deletedfolder import DELETED, DeletedFolder
 from mounter.entrycache import EntryCache
-from mounter.volumetree import VolumeSpec, VolumeTree
+from mounter.volumetree import LATER, VolumeSpec, VolumeTree
 
 __all__ = ["MountSpec", "MountTree", "Node", "Opened", "VolumeSpec"]
 
@@ -188,7 +188,7 @@ class MountTree:
             yield DELETED, self._deleted_node.attributes
 
     def _top_child(self, name: bytes, volume: VolumeTree) -> tuple[bytes, Attributes]:
-        node = self._reason_file(name + b".txt")
+        node = None if volume.spec.later else self._reason_file(name + b".txt")
         if node is not None:
             return name + b".txt", node.attributes
         return name, attributes_of(volume.lookup(b"/"), volume.slot)
@@ -228,13 +228,15 @@ class MountTree:
 
     def xattrs(self, node: Node) -> dict[bytes, bytes] | None:
         """The extended attributes that the image has of an entry; None where its file system has none of any."""
-        if node.volume is None or node.entry is None or not isinstance(node.volume.filesystem, HasXattrs):
+        if node.volume is None or node.entry is None or node.entry is LATER:
+            return None
+        if not isinstance(node.volume.filesystem, HasXattrs):
             return None
         return node.volume.filesystem.xattrs(node.entry)
 
     def streams(self, node: Node) -> list[bytes]:
         """The names under which the other contents of an entry are opened, behind its own and a colon."""
-        if node.volume is None or node.entry is None or "stream" in node.entry.flags:
+        if node.volume is None or node.entry is None or node.entry is LATER or "stream" in node.entry.flags:
             return []
         filesystem = node.volume.filesystem
         return [s.name for s in filesystem.streams(node.entry)] if isinstance(filesystem, HasStreams) else []

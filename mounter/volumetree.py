@@ -18,23 +18,27 @@ from imagefs.errors import (
     PathNotFound,
     line_of,
 )
-from imagefs.interfaces import Entry, FileSystem, ListsNames, Named, Reader
+from imagefs.interfaces import Entry, EntryType, FileSystem, ListsNames, Named, Reader
 from mounter.entrycache import EntryCache
 
 #: The kernel's FUSE_NAME_MAX; one longer name would make it refuse the whole folder.
 NAME_MAX = 1024
 #: So many folders are listed with all that is known of their entries before names alone are tried.
 _IN_FULL = 8
+#: The root of a volume that is opened later.
+LATER = Entry(b"/", EntryType.DIRECTORY, 0, "later", mode=0o555)
 _NO_NAMES = (b"", b".", b"..")
 
 
 @dataclass(frozen=True, slots=True)
 class VolumeSpec:
-    """A volume to show: its id (``p1``), its bytes, and how to open the file system it may hold."""
+    """A volume to show: its id (``p1``), its bytes, and how to open the file system it may hold. One that is opened
+    ``later`` is shown as a folder without a look, and opened when somebody enters it."""
 
     id: str
     reader: Reader
     open_filesystem: Callable[[], FileSystem]
+    later: bool = False
 
 
 class VolumeTree:
@@ -96,6 +100,8 @@ class VolumeTree:
 
     def lookup(self, path: bytes) -> Entry:
         """The entry at ``path``, from memory where possible; PathNotFound if there is none."""
+        if path == b"/" and self.spec.later:
+            return LATER
         filesystem = self.filesystem
         if path == b"/" and self._root is not None:
             return self._root
@@ -134,6 +140,9 @@ class VolumeTree:
         After some folders of whose entries nothing more was asked, only names are listed; once
         more is asked of a file that was listed so, entries are whole again.
         """
+        if entry is LATER:
+            self.filesystem  # noqa: B018 (opened here)
+            entry = self._root or entry
         folder = self._cache.folder(self.slot, entry.path)
         if folder is not None and (folder.in_full or self._in_full <= 0):
             return iter(folder.entries.items())

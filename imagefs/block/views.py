@@ -238,3 +238,20 @@ class ReaderFile(io.RawIOBase):
 
     def readall(self) -> bytes:
         return self.read(-1)
+
+
+class LibraryFile(ReaderFile):
+    """What a C library reads from. ``error`` is what the Reader raised last, which the library would make a sentence
+    of its own."""
+
+    error: BaseException | None = None
+
+    def read(self, size: int | None = -1) -> bytes:
+        try:
+            return super().read(size)
+        except BaseException as error:
+            self.error = error
+            raise
+
+    def get_size(self) -> int:
+        return self._reader.size

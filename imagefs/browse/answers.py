@@ -106,13 +106,13 @@ def understood(letter: bytes, body: bytes, shown: str) -> Any:
     raise error
 
 
-def shown_of(args: Any) -> str:
+def shown_of(args: Any, what: str = "file system") -> str:
     """What a request is about, for a sentence."""
     for each in args:
         path = each.path if isinstance(each, Entry) else each
         if isinstance(path, bytes):
             return f"'{printable(path)}'"
-    return "the file system"
+    return f"the {what}"
 
 
 def sure(value: Any, kind: type[T]) -> T:

@@ -60,6 +60,9 @@ class ApartFileSystem:
     _worker: Worker | None = None
     _crew: Crew | None = None
 
+    #: What its worker runs, and what the sentences call what is parsed there.
+    _module, _what = "imagefs.browse.worker", "file system"
+
     def __init__(
         self, reader: Reader, limits: Limits, options: dict[str, Any], crew: Crew | None = None
     ) -> None:
@@ -286,15 +289,17 @@ class ApartFileSystem:
         number, size, raw = three(facts)
         layout = None
         if raw is not None:
-            layout = MappedReader(self._reader, size, unpack_pieces(raw), label=shown_of(args))
+            layout = MappedReader(self._reader, size, unpack_pieces(raw), label=shown_of(args, self._what))
         again = partial(self._ask, [method, 0, [], *args])
         read = partial(self._ask, args=args)
-        return HeldReader(sure(size, int), number, read, again, label=shown_of(args), layout=layout)
+        return HeldReader(
+            sure(size, int), number, read, again, label=shown_of(args, self._what), layout=layout
+        )
 
     def _ask(self, request: list[Any] | None, args: tuple[Any, ...] = ()) -> Any:
         """The answer to a request, None being that to opening. ``args`` name in errors what it was about."""
         body = self._opening if request is None else dumps(request)
-        shown = shown_of(args or (request or ())[3:])
+        shown = shown_of(args or (request or ())[3:], self._what)
         with self._lock:
             self._settle()
             self._check(body)
@@ -316,7 +321,7 @@ class ApartFileSystem:
 
     def _start(self, body: bytes | None, shown: str) -> Any:
         """A new worker's answer, to its opening the file system where nothing else is asked."""
-        worker = self._worker = Worker(self._reader, self._limits)
+        worker = self._worker = Worker(self._reader, self._limits, module=self._module)
         try:
             opened = understood(*worker.call(self._opening), "the file system")
         except ImagefsError:
@@ -345,10 +350,10 @@ class ApartFileSystem:
             return BrowseError("the file system is closed")
         now = time.monotonic()
         self._deaths.append(now)
-        message = f"{shown} cannot be read: the process that parses the file system {death.why}"
+        message = f"{shown} cannot be read: the process that parses the {self._what} {death.why}"
         if death.own_fault:
             self._deadly[body] = now, message
-        return BrowseError(message, hint="the file system is damaged there; the rest can still be read")
+        return BrowseError(message, hint=f"the {self._what} is damaged there; the rest can still be read")
 
     def _forget(self) -> None:
         worker, self._worker, self._guess = self._worker, None, None

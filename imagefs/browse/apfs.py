@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from imagefs.block.views import ReaderFile
+from imagefs.block.views import LibraryFile
 from imagefs.browse.content import FetchReader
 from imagefs.browse.listing import Listings
 from imagefs.browse.names import join, printable, repeated, safe_name, shown_name
@@ -28,22 +28,6 @@ _RSRC = b"rsrc"
 _MAX_VALUE, _MAX_ATTRIBUTES, _MAX_VOLUMES = 16 << 20, 1 << 16, 100
 _SPARSE = 1
 _LIBRARY_ERRORS = (OSError, ValueError, MemoryError, OverflowError, RuntimeError)
-
-
-class _File(ReaderFile):
-    """``error`` is what the Reader raised last, which the library would make a sentence of its own."""
-
-    error: BaseException | None = None
-
-    def read(self, size: int | None = -1) -> bytes:
-        try:
-            return super().read(size)
-        except BaseException as error:
-            self.error = error
-            raise
-
-    def get_size(self) -> int:
-        return self._reader.size
 
 
 class _At(NamedTuple):
@@ -64,7 +48,7 @@ def open_apfs(reader: Reader) -> ApfsFileSystem:
             "the volume is APFS, for which libfsapfs-python is not installed",
             hint="install it with `make install EXTRAS=apfs`, or `pip install 'imagefs[apfs]'`",
         ) from error
-    file, container = _File(reader), pyfsapfs.container()
+    file, container = LibraryFile(reader), pyfsapfs.container()
     try:
         container.open_file_object(file)
         volumes = [container.get_volume(i) for i in range(min(container.number_of_volumes, _MAX_VOLUMES))]
@@ -86,7 +70,7 @@ class ApfsFileSystem:
     case_insensitive = False
     used_bytes = None
 
-    def __init__(self, file: _File, container: Any, volumes: list[Any], names: list[str]) -> None:
+    def __init__(self, file: LibraryFile, container: Any, volumes: list[Any], names: list[str]) -> None:
         self.label = names[0] if len(names) == 1 else ""
         self._file = file
         self._container: Any = container

@@ -15,7 +15,7 @@ import time
 import traceback
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import timedelta, timezone
 from itertools import islice
 from typing import Any
@@ -36,7 +36,7 @@ from imagefs.browse.wire import (
     unpack_error,
 )
 from imagefs.errors import ImagefsError
-from imagefs.interfaces import Entry, Extent, FileSystem, Named, Reader
+from imagefs.interfaces import Entry, Extent, Named, Reader
 
 _RANGE = struct.Struct("<QQ")
 #: A portion of a listing: so many entries, or what there is after so many seconds.
@@ -50,11 +50,12 @@ _IN_STEPS = {"deleted": "deleted_in_steps"}
 _MAX_BYTES = 1 << 20
 
 
-def main(descriptor: int, memory: int, seconds: int) -> None:
-    """Serve the socket ``descriptor`` until it closes; standard input is a pipe nobody writes to."""
+def main(descriptor: int, memory: int, seconds: int, *, opener: Callable[..., Any] | None = None) -> None:
+    """Serve the socket ``descriptor`` until it closes; standard input is a pipe nobody writes to. ``opener`` makes
+    what is served, else a file system, of the Reader and the options that are sent first."""
     _bound(memory)
     channel = Channel(socket.socket(fileno=descriptor))
-    server = _Server(channel)
+    server = _Server(channel, opener or open_filesystem)
     while True:
         try:
             letter, body = channel.receive()
@@ -183,10 +184,11 @@ def _behind(found: Iterator[Entry | Named | None], skip: int) -> Iterator[Entry 
 class _Server:
     """One file system and what is under way in it."""
 
-    def __init__(self, channel: Channel) -> None:
+    def __init__(self, channel: Channel, opener: Callable[..., Any]) -> None:
         self._channel = channel
+        self._opener = opener
         self._reader: Reader | None = None
-        self._fs: FileSystem | None = None
+        self._fs: Any = None
         self._held: OrderedDict[int, Any] = OrderedDict()
         self._number = int.from_bytes(os.urandom(7), "little")  # never one of a worker before this one
         #: A walk ahead: the folders that come next, the last one first.
@@ -219,7 +221,7 @@ class _Server:
     def _open(self, size: int, options: dict[str, Any]) -> list[object]:
         self._reader = _ChannelReader(self._channel, size)
         options = {name: _option(each) for name, each in options.items()}
-        fs = self._fs = open_filesystem(self._reader, **options)
+        fs = self._fs = self._opener(self._reader, **options)
         methods = [
             name for name in dir(fs) if not name.startswith("_") and callable(getattr(type(fs), name, None))
         ]

@@ -28,8 +28,7 @@ from imagefs.interfaces import Extent, Reader
 _RANGE = struct.Struct("<QQ")
 _MAX_EXTENTS = 1000
 _START = (
-    "import sys; sys.path[:] = {path!r}; "
-    "from imagefs.browse.worker import main; main({descriptor}, {memory}, {seconds})"
+    "import sys; sys.path[:] = {path!r}; from {module} import main; main({descriptor}, {memory}, {seconds})"
 )
 
 
@@ -55,14 +54,14 @@ class WorkerDied(Exception):
 
 
 class Worker:
-    """One process. For one thread at a time, but ``kill`` is for any."""
+    """One process, in which the ``main`` of ``module`` runs. For one thread at a time, but ``kill`` is for any."""
 
-    def __init__(self, reader: Reader, limits: Limits) -> None:
+    def __init__(self, reader: Reader, limits: Limits, *, module: str = "imagefs.browse.worker") -> None:
         self._reader = reader
         self._limits = limits
         ours, theirs = socket.socketpair()
         with theirs:
-            self._process = _spawn(theirs.fileno(), limits)
+            self._process = _spawn(theirs.fileno(), limits, module)
         self._channel = Channel(ours, silence=limits.silence)
         self._answer: tuple[bytes, bytes] | None = None
         self._left = 0.0
@@ -170,9 +169,11 @@ class Worker:
         self._channel.end()
 
 
-def _spawn(descriptor: int, limits: Limits) -> subprocess.Popen[bytes]:
+def _spawn(descriptor: int, limits: Limits, module: str) -> subprocess.Popen[bytes]:
     path = [*sys.path, str(Path(__file__).parents[2])]
-    code = _START.format(path=path, descriptor=descriptor, memory=limits.memory, seconds=limits.cpu)
+    code = _START.format(
+        path=path, module=module, descriptor=descriptor, memory=limits.memory, seconds=limits.cpu
+    )
     try:
         return subprocess.Popen(
             [sys.executable, "-S", "-E", "-s", "-P", "-c", code],

@@ -28,12 +28,13 @@ from imagefs.cli.deleted import (
     whole_row,
 )
 from imagefs.cli.details import details, stat_lines, with_streams
-from imagefs.cli.text import quote, size_text, time_json, time_text, valid_text
+from imagefs.cli.facts import volume_rows
+from imagefs.cli.text import one_line, quote, size_text, time_json, time_text, valid_text
+from imagefs.cli.unlock import unlock_option
 from imagefs.cli.wiring import choose_image, open_disk, split_path
 from imagefs.errors import BrowseError, ImagefsError, IntegrityError, UsageError
 from imagefs.interfaces import Entry, EntryType, FileSystem, Volume
 from imagefs.ops.diskimage import DiskImage
-from imagefs.ops.source import describe_volumes
 
 CAT_PIECE = 1024 * 1024
 TYPE_LETTERS = {
@@ -51,7 +52,7 @@ TYPE_LETTERS = {
 class Place:
     """A PATH looked up: the file system of a volume and an entry in it."""
 
-    volume: int
+    volume: str
     fs: FileSystem
     entry: Entry
 
@@ -63,8 +64,8 @@ class Place:
         return entry_row(self.shown(entry), entry) | whole_row(self.fs, entry)
 
 
-def shown_path(volume: int, entry: Entry) -> bytes:
-    return b"/p%d" % volume + (b"" if entry.path == b"/" else entry.path)
+def shown_path(volume: str, entry: Entry) -> bytes:
+    return b"/" + volume.encode() + (b"" if entry.path == b"/" else entry.path)
 
 
 class Places:
@@ -74,15 +75,15 @@ class Places:
         self._console = console
         self._disk = disk
         self._tree = tree
-        self._open: dict[int, FileSystem] = {}
-        self._trees: dict[int, DeletedTree] = {}
+        self._open: dict[str, FileSystem] = {}
+        self._trees: dict[str, DeletedTree] = {}
 
     def find(self, path: bytes) -> Place | None:
         """The place of ``path``; None for the root, which lists the volumes. Raises BrowseError."""
-        number, inner = split_path(path)
-        if number is None:
+        volume, inner = split_path(path)
+        if volume is None:
             return None
-        return Place(number, self.filesystem(number), self._lookup(number, inner))
+        return Place(volume, self.filesystem(volume), self._lookup(volume, inner))
 
     def entry(self, path: bytes, *, deleted: bool = False) -> Place:
         """As ``find`` or ``deleted``, where the root will not do."""
@@ -95,25 +96,25 @@ class Places:
 
     def deleted(self, path: bytes) -> Place | None:
         """As ``find``, among the deleted files: ``fs`` is a tree of these."""
-        number, inner = split_path(path)
-        if number is None:
+        volume, inner = split_path(path)
+        if volume is None:
             return None
-        fs = self.filesystem(number)
-        if number not in self._trees:
+        fs = self.filesystem(volume)
+        if volume not in self._trees:
             if fs.kind in NONE_KEPT:
-                self._console.note(f"imagefs: p{number}: {NONE_KEPT[fs.kind]}")
+                self._console.note(f"imagefs: {volume}: {NONE_KEPT[fs.kind]}")
             told = partial(incomplete, self._console)
-            self._trees[number] = self._tree(fs, onerror=told)
-        tree = self._trees[number]
-        return Place(number, tree, deleted_entry(tree, fs, inner))
+            self._trees[volume] = self._tree(fs, onerror=told)
+        tree = self._trees[volume]
+        return Place(volume, tree, deleted_entry(tree, fs, inner))
 
     def at(self, path: bytes, address: str) -> Place:
         """The entry at an address of the volume that ``path`` names."""
-        number, _ = split_path(path)
-        if number is None:
+        volume, _ = split_path(path)
+        if volume is None:
             raise UsageError("--inode goes with a PATH that names the volume", hint="such as /p1")
-        fs = self.filesystem(number)
-        return Place(number, fs, entry_at(fs, address))
+        fs = self.filesystem(volume)
+        return Place(volume, fs, entry_at(fs, address))
 
     def chosen(self, paths: tuple[str, ...], inodes: tuple[str, ...]) -> list[Place]:
         """The places of ``paths``, or those at ``inodes`` of the volume that the only path names."""
@@ -122,14 +123,14 @@ class Places:
             return [self.at(os.fsencode(paths[0]), address) for address in inodes]
         return [self.entry(os.fsencode(path)) for path in paths]
 
-    def filesystem(self, number: int) -> FileSystem:
-        if number not in self._open:
-            self._open[number] = self._disk.filesystem(number)
-        return self._open[number]
+    def filesystem(self, volume: str) -> FileSystem:
+        if volume not in self._open:
+            self._open[volume] = self._disk.filesystem(volume)
+        return self._open[volume]
 
-    def _lookup(self, number: int, inner: bytes) -> Entry:
+    def _lookup(self, volume: str, inner: bytes) -> Entry:
         try:
-            return self.filesystem(number).lookup(inner)
+            return self.filesystem(volume).lookup(inner)
         except BrowseError as error:
             if b"\\" in inner and not error.hint:
                 error.hint = "paths in an image are written with /"
@@ -175,6 +176,7 @@ def write_name(console: Console, name: bytes, end: bytes) -> None:
 @click.option("-0", "--null", "null", is_flag=True, help="End names with NUL.")
 @deleted_option
 @fat_zone_option
+@unlock_option
 @common
 def ls(
     console: Console,
@@ -188,7 +190,7 @@ def ls(
 ) -> None:  # fmt: skip
     """List PATH in IMAGE; without PATH, its volumes."""
     catalog, found = choose_image(console, image)
-    with open_disk(catalog, found, fat_zone=console.fat_zone) as disk:
+    with open_disk(catalog, found, fat_zone=console.fat_zone, unlocks=console.unlocks) as disk:
         places = Places(console, disk)
         place = (places.deleted if deleted else places.find)(os.fsencode(path))
         if place is None:
@@ -242,33 +244,39 @@ def list_volumes(console: Console, disk: DiskImage) -> None:
     """The volumes with label, file system, size, used and role, so that a user finds C:."""
     for finding in disk.table.findings:
         console.warn(finding.message)
-    facts = {row["id"]: row for row in describe_volumes(disk.disk, disk.table)}
-    rows = [_volume_row(disk, volume, facts.get(volume.id, {})) for volume in disk.volumes]
+    facts = {row["id"]: row for row in volume_rows(disk)}
+    rows = [_volume_row(disk, volume, facts[volume.id]) for volume in disk.all_volumes]
     if console.json_mode:
         console.stream("entries", rows)
         return
-    console.line(f"{'volume':<8}{'size':>11}{'used':>11}  {'file system':<12} {'label':<16} role")
+    width = max(8, *(len(row["path"]) + 1 for row in rows)) if rows else 8
+    console.line(f"{'volume':<{width}}{'size':>11}{'used':>11}  {'file system':<12} {'label':<16} role")
     for row in rows:
         used = size_text(row["used"])
         label = quote(row["label"].encode()) if row["label"] else "-"
         size = size_text(row["size"])
         console.line(
-            f"{row['path']:<8}{size:>11}{used:>11}  {row['filesystem'] or '-':<12} {label:<16} {row['role'] or '-'}"
+            f"{row['path']:<{width}}{size:>11}{used:>11}  {row['filesystem'] or '-':<12} {label:<16} "
+            f"{row['role'] or '-'}{', ' + quote(row['name'].encode()) if row['inside'] and row['name'] else ''}"
         )
+    for row in rows:
+        if row["message"] and (row["state"] != "open" or row["filesystem"] == "raid"):
+            console.note(f"imagefs: {one_line(row['message'])}")
 
 
 def _volume_row(disk: DiskImage, volume: Volume, facts: dict[str, Any]) -> dict[str, Any]:
-    used, label, kind = None, facts.get("label", ""), facts.get("filesystem", "")
-    try:
-        fs = disk.filesystem(volume.number)
-        used, label, kind = fs.used_bytes, fs.label or label, fs.kind
-    except (BrowseError, IntegrityError):
-        pass  # what cannot be opened is still listed, by what its first bytes say
+    used, label, kind = None, facts["label"], facts["filesystem"]
+    if not volume.moment:  # of which there may be hundreds, each a file system to open
+        try:
+            fs = disk.filesystem(volume.id)
+            used, label, kind = fs.used_bytes, fs.label or label, fs.kind
+        except (BrowseError, IntegrityError):
+            pass  # what cannot be opened is still listed, by what its first bytes say
     return {
         "path": f"/{volume.id}",
         "type": "directory",
         "size": volume.length,
-        "mtime": None,
+        "mtime": facts.get("made"),
         "inode": "",
         "deleted": False,
         "used": used,
@@ -276,6 +284,10 @@ def _volume_row(disk: DiskImage, volume: Volume, facts: dict[str, Any]) -> dict[
         "filesystem": kind,
         "role": volume.role,
         "name": volume.name,
+        "inside": volume.inside or None,
+        "state": facts.get("state"),
+        "message": facts.get("message"),
+        "needs": facts.get("needs", []),
     }
 
 
@@ -287,11 +299,12 @@ def _volume_row(disk: DiskImage, volume: Volume, facts: dict[str, Any]) -> dict[
 @click.argument("paths", metavar="PATH...", nargs=-1, required=True)
 @inode_option
 @fat_zone_option
+@unlock_option
 @common
 def cat(console: Console, image: str, paths: tuple[str, ...], inodes: tuple[str, ...]) -> None:
     """Write the content of files in IMAGE to stdout."""
     catalog, found = choose_image(console, image)
-    with open_disk(catalog, found, fat_zone=console.fat_zone) as disk:
+    with open_disk(catalog, found, fat_zone=console.fat_zone, unlocks=console.unlocks) as disk:
         for each in Places(console, disk).chosen(paths, inodes):
             write_content(console, each)
 
@@ -315,11 +328,12 @@ def write_content(console: Console, place: Place) -> None:
 @click.argument("paths", metavar="PATH...", nargs=-1, required=True)
 @inode_option
 @fat_zone_option
+@unlock_option
 @common
 def stat(console: Console, image: str, paths: tuple[str, ...], inodes: tuple[str, ...]) -> None:
     """Everything the file system says of files in IMAGE."""
     catalog, found = choose_image(console, image)
-    with open_disk(catalog, found, fat_zone=console.fat_zone) as disk:
+    with open_disk(catalog, found, fat_zone=console.fat_zone, unlocks=console.unlocks) as disk:
         rows = [_stat_row(console, each) for each in Places(console, disk).chosen(paths, inodes)]
     console.document({"entries": rows})
     for row in rows:

@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from imagefs.cli.console import Console, parse_zone
+from imagefs.cli.unlock import read_unlocks
 
 Body = Callable[..., None]
 
@@ -55,6 +56,7 @@ def common(body: Body) -> Body:
         click.get_current_context().find_root().obj = console
         console.zone = parse_zone(tz, utc)
         console.fat_zone = parse_zone(arguments.pop("fat_tz", None), utc=False) or UTC
+        console.unlocks = read_unlocks(arguments.pop("unlock", ()))
         body(console, **arguments)
 
     return run

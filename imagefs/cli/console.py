@@ -10,13 +10,16 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime, timezone, tzinfo
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from imagefs.cli.text import duration_text, one_line, size_text
 from imagefs.errors import ImagefsError, UsageError
 from imagefs.interfaces import Finding, NoProgress, Progress
 from imagefs.version import VERSION
+
+if TYPE_CHECKING:
+    from imagefs.cli.unlock import Unlock
 
 #: A job shorter than this shows no progress.
 QUIET_SECONDS = 1.0
@@ -39,6 +42,7 @@ class Console:
         self.debug = debug
         self.zone: tzinfo | None = None
         self.fat_zone: tzinfo = UTC
+        self.unlocks: tuple[Unlock, ...] = ()
         self.exit_code = 0
         #: What of this run is there all the same, and the command that goes on with it.
         self.kept = ""

@@ -63,8 +63,6 @@ def unreadable_bytes(info: ImageInfo) -> int:
 
 def image_document(image: DiskImage, folder: str) -> dict[str, Any]:
     """Every fact of one image: header, summary, chain, states and volumes."""
-    from imagefs.ops.source import describe_volumes  # with all that knows volumes; `list` does not need it
-
     info, disk, lost = image.info, image.disk, unreadable_ranges(image)
     header, summary = info.header, info.summary
     return image_row(info, folder) | {
@@ -96,8 +94,27 @@ def image_document(image: DiskImage, folder: str) -> dict[str, Any]:
         "layer_states": _layer_states(disk, lost),
         "scheme": image.table.scheme,
         "disk_id": image.table.disk_id,
-        "volumes": describe_volumes(disk, image.table),
+        "volumes": volume_rows(image),
     }
+
+
+def volume_rows(image: DiskImage) -> list[dict[str, Any]]:
+    """Every volume, each followed by those inside it. Those that hold others, or could, have ``state`` and ``message``
+    (``needs`` where they are locked); shadow copies the time they were made."""
+    from imagefs.ops.source import describe_volume  # with all that knows volumes; `list` does not need it
+
+    rows = []
+    readers = {volume.id: reader for volume, reader in image.readable_volumes()}
+    made = image.inner.made
+    for volume in image.all_volumes:
+        row = describe_volume(volume, readers.get(volume.id))
+        container = image.container(volume.id)
+        if container is not None:
+            row |= {"state": container.state, "message": container.message, "needs": list(container.needs)}
+        if volume.inside:
+            row |= {"inside": volume.inside, "start": None, "made": time_json(made.get(volume.id))}
+        rows.append(row)
+    return rows
 
 
 def _allocation(info: ImageInfo) -> list[dict[str, Any]]:

@@ -18,6 +18,7 @@ from imagefs.cli.command import common, fat_zone_option
 from imagefs.cli.console import Console
 from imagefs.cli.criteria import moment, needle_of_hex, needle_of_text, path_pattern, size_range
 from imagefs.cli.deleted import deleted_option, only_deleted
+from imagefs.cli.unlock import unlock_option
 from imagefs.cli.wiring import choose_image, open_disk, shown_disk
 from imagefs.errors import BrowseError, UsageError
 from imagefs.interfaces import Entry, EntryType, Progress
@@ -94,6 +95,7 @@ def time_options(body: Callable[..., None]) -> Callable[..., None]:
 @deleted_option
 @click.option("-0", "--null", "null", is_flag=True, help="End names with NUL.")
 @fat_zone_option
+@unlock_option
 @common
 def find(console: Console, image: str, path: str, null: bool, **options: Any) -> None:
     """Find files in IMAGE, below PATH or in every volume.
@@ -104,7 +106,10 @@ def find(console: Console, image: str, path: str, null: bool, **options: Any) ->
     """
     asked = _asked(console, options)
     catalog, found = choose_image(console, image)
-    with open_disk(catalog, found, fat_zone=console.fat_zone) as disk, console.progress() as progress:
+    with (
+        open_disk(catalog, found, fat_zone=console.fat_zone, unlocks=console.unlocks) as disk,
+        console.progress() as progress,
+    ):
         if asked.content is not None:
             shown_disk(disk, unreadable="zeros")  # which tells bad sectors from zeros, and reads ahead
         places = Places(console, disk)
@@ -199,16 +204,18 @@ def _times(
 def starts_of(
     console: Console, disk: DiskImage, places: Places, path: bytes, *, deleted: bool = False
 ) -> Iterator[Place]:
-    """Where to search: the place of ``path``, or the root of every volume that can be opened; with ``deleted``
-    in the trees of their deleted files."""
+    """Where to search: the place of ``path``, or the root of every volume that can be opened, shadow copies aside;
+    with ``deleted`` in the trees of their deleted files."""
     look_up = places.deleted if deleted else places.find
     place = look_up(path)
     if place is not None:
         yield place
         return
-    for volume in disk.volumes:
+    for volume in disk.all_volumes:
+        if volume.moment:  # old versions of what is found anyway; they can be named
+            continue
         try:
-            places.filesystem(volume.number)
+            places.filesystem(volume.id)
         except BrowseError as error:
             console.note(f"imagefs: {volume.id} is left out: {error.message}")
             continue
@@ -266,5 +273,5 @@ def _path_test(place: Place, patterns: list[tuple[str, bool]]) -> Callable[[byte
     tests = [
         path_pattern(text, ignore_case=ignored or place.fs.case_insensitive) for text, ignored in patterns
     ]
-    lead = b"/p%d" % place.volume
+    lead = b"/" + place.volume.encode()
     return lambda path: all(test(lead + path) for test in tests)

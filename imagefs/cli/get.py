@@ -33,6 +33,7 @@ from imagefs.cli.deleted import (
     inode_option,
 )
 from imagefs.cli.text import quote, size_text
+from imagefs.cli.unlock import unlock_option
 from imagefs.cli.wiring import choose_image, open_disk, shown_disk
 from imagefs.errors import BrowseError, UsageError
 from imagefs.interfaces import EntryType
@@ -51,6 +52,7 @@ Job = tuple[Place, bytes]
 @click.option("--resume", is_flag=True, help="Keep what is there with the same size and time; copy the rest.")
 @click.option("--owners", is_flag=True, help="Owners, setuid bits, devices and pipes too; needs root.")
 @fat_zone_option
+@unlock_option
 @click.option("--xattrs", is_flag=True, help="Extended attributes too.")
 @click.option(
     "--streams", is_flag=True, help="Streams and resource forks too, as NAME:STREAM beside the file."
@@ -102,7 +104,7 @@ def get(
     if not inodes:
         targets = _targets(sources, dest)
     catalog, found = choose_image(console, image)
-    with open_disk(catalog, found, fat_zone=console.fat_zone) as disk:
+    with open_disk(catalog, found, fat_zone=console.fat_zone, unlocks=console.unlocks) as disk:
         reader = shown_disk(disk, unreadable="zeros")
         try:
             entries = _chosen(

@@ -18,6 +18,7 @@ import click
 from imagefs.cli.command import common, fat_zone_option, unreadable_option
 from imagefs.cli.console import Console, state_folder
 from imagefs.cli.text import time_json
+from imagefs.cli.unlock import unlock_option
 from imagefs.errors import MountError, UsageError
 from mounter.background import mount_background
 from mounter.mounttable import resolve
@@ -61,6 +62,7 @@ class Wishes:
 @click.option("--allow-other", is_flag=True, help="Let other users in, as far as modes permit.")
 @unreadable_option
 @fat_zone_option
+@unlock_option
 @click.option(
     "--overlay",
     metavar="FILE",
@@ -132,19 +134,36 @@ def umount(console: Console, directory: str, lazy: bool) -> None:
 
 
 def start(console: Console, image: str, directory: str, wishes: Wishes) -> None:
-    """Mount in the background. The image is chosen there, and what is wrong with it found; both are said here."""
+    """Mount in the background. The image is chosen there, and what is wrong with it found; both are said here.
+    Secrets go there through pipes."""
+    pipes = [(each, _pipe_with(each.data)) for each in console.unlocks if not each.path]
+    keys = [f"--unlock={each.volume}=fd:{pipe}" for each, pipe in pipes]
+    keys += [f"--unlock={each.volume}=file:{each.path}" for each in console.unlocks if each.path]
 
     def command(descriptor: int) -> list[str]:
         zone = [] if console.zone is None else [f"--tz={console.zone}"]
         zone.append(f"--fat-tz={console.fat_zone}")
-        words = ["mount", "--foreground", *wishes.words(), *zone, READY_OPTION, str(descriptor)]
+        words = ["mount", "--foreground", *wishes.words(), *keys, *zone, READY_OPTION, str(descriptor)]
         return [*SELF, *words, "--", image, directory]
 
-    ready = mount_background(command, log=log_path(resolve(directory)))
+    try:
+        given = [pipe for _, pipe in pipes]
+        ready = mount_background(command, log=log_path(resolve(directory)), descriptors=given)
+    finally:
+        for _, pipe in pipes:
+            os.close(pipe)
     for note in ready.notes:
         console.note(note)
     facts = {"directory": resolve(directory), "image": ready.image, "pid": ready.pid}
     console.document(facts | {"history": wishes.history})
+
+
+def _pipe_with(secret: bytes) -> int:
+    """A pipe that gives ``secret`` and ends; what ``--unlock`` takes from a descriptor fits into it."""
+    reading, writing = os.pipe()
+    os.write(writing, secret + b"\n")
+    os.close(writing)
+    return reading
 
 
 def log_path(directory: str) -> Path:

@@ -17,6 +17,7 @@ import click
 from imagefs.cli.command import Terminated, common, unreadable_option
 from imagefs.cli.console import Console, log_line
 from imagefs.cli.text import one_line, size_text
+from imagefs.cli.unlock import unlock_option
 from imagefs.cli.wiring import choose_image, open_disk, parse_volume, shown_disk
 from imagefs.errors import ServeError, UsageError
 from imagefs.interfaces import Reader, Volume
@@ -31,8 +32,9 @@ from imagefs.ops.diskimage import DiskImage
 @click.option("--socket", "path", metavar="PATH", help="Default: a new one of your own, printed.")
 @click.option("--listen", metavar="HOST:PORT", help="TCP instead; on localhost only.")
 @click.option("--allow-remote", is_flag=True, help="Let --listen be reached from other machines.")
-@click.option("--partition", metavar="N", help="Serve volume N alone.")
+@click.option("--partition", metavar="N", help="Serve volume N alone; 3.1 is one inside p3.")
 @unreadable_option
+@unlock_option
 @common
 def nbd(
     console: Console,
@@ -50,11 +52,11 @@ def nbd(
     """
     if allow_remote and not listen:
         raise UsageError("--allow-remote goes with --listen", hint="--listen 0.0.0.0:10809 --allow-remote")
-    number = parse_volume(partition) if partition else None
+    wanted = parse_volume(partition) if partition else None
     catalog, info = choose_image(console, image)
-    with open_disk(catalog, info) as disk, serving(disk, unreadable) as exports:
-        if number is not None:
-            wanted = disk.volume(number).id
+    with open_disk(catalog, info, unlocks=console.unlocks) as disk, serving(disk, unreadable) as exports:
+        if wanted is not None:
+            disk.volume_reader(disk.volume(wanted))  # or why there is none
             exports = [export for export in exports if export.name == wanted]
         with listening(path, listen, remote=allow_remote) as listeners:
             server = Server(exports, listeners, log=log_line)
@@ -69,7 +71,7 @@ def serving(disk: DiskImage, unreadable: str = "zeros") -> Iterator[list[Export]
     try:
         yield [
             Export("disk", reader, "the whole disk", size),
-            *(_volume(volume, disk.volume_reader(volume), size) for volume in disk.volumes),
+            *(_volume(volume, reader, size) for volume, reader in disk.readable_volumes()),
         ]
     finally:
         reader.close()

@@ -33,17 +33,20 @@ from mounter.tree import MountSpec, VolumeSpec
 def mount_spec(image: DiskImage, folder: str, *, unreadable: str = "zeros", overlay: str = "") -> MountSpec:
     """What a mount of ``image`` shows; ``folder`` is its set's. ``unreadable`` is zeros or eio.
 
-    ``overlay`` is a file for what is written to the raw files; the trees go on showing the image.
+    ``overlay`` is a file for what is written to the raw files; the trees go on showing the image, and so do the
+    volumes inside others.
     """
     reader = shown_disk(image, unreadable=unreadable)
     facts = json.dumps(image_document(image, folder), indent=2, ensure_ascii=False) + "\n"
     label = f"{os.path.basename(os.path.abspath(folder))}@{time_json(image.info.created // 10**9 * 10**9)}"
-    opens = {volume.number: partial(image.filesystem, volume.number) for volume in image.volumes}
+    inner = [(volume, part) for volume, part in image.readable_volumes() if volume.inside]
     if overlay:
         view, number = image.info.summary.view, image.info.uuid.bytes
         reader = open_overlay(reader, overlay, view=view, image=number)
+    shown = [(volume, _slice(reader, volume)) for volume in image.volumes] + inner
     volumes = tuple(
-        VolumeSpec(volume.id, _slice(reader, volume), opens[volume.number]) for volume in image.volumes
+        VolumeSpec(volume.id, part, partial(image.filesystem, volume.id), later=bool(volume.moment))
+        for volume, part in shown
     )
     return MountSpec(reader, volumes, facts.encode("utf-8", "replace"), label, image.info.created)
 
@@ -59,7 +62,9 @@ def native_wishes(spec: MountSpec, image: DiskImage, wishes: Wishes) -> tuple[Na
     readers = {volume.id: volume.reader for volume in spec.volumes}
     found = []
     for text, directory in wishes.natives:
-        name = image.volume(parse_volume(text)).id
+        volume = image.volume(parse_volume(text))
+        image.volume_reader(volume)  # or why there is none
+        name = volume.id
         found.append(NativeWish(name, directory, probe(readers[name]).kind, wishes.native_rw))
     return tuple(found)
 
@@ -84,7 +89,7 @@ def _serve_image(console: Console, image: str, path: str, wishes: Wishes, readin
     wishes = replace(wishes, natives=tuple((name, resolve(place)) for name, place in wishes.natives))
     catalog, info = choose_image(console, image, note=notes.append if readiness else None)
     file = os.path.join(catalog.store.url, info.name)
-    with open_disk(catalog, info, fat_zone=console.fat_zone) as disk:
+    with open_disk(catalog, info, fat_zone=console.fat_zone, unlocks=console.unlocks) as disk:
         spec = mount_spec(disk, catalog.store.url, unreadable=wishes.unreadable, overlay=wishes.overlay)
         _leave_folder(readiness)
         with taken_back_unused(spec.disk):

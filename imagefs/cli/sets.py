@@ -23,6 +23,7 @@ from imagefs.cli.facts import (
 )
 from imagefs.cli.report import CASE_WORDS, ZEROS_IN_DIGESTS
 from imagefs.cli.text import age_text, one_line, quote, size_text, time_text, use_text, valid_text
+from imagefs.cli.unlock import unlock_option
 from imagefs.cli.wiring import choose_image, open_disk, open_set
 from imagefs.errors import ChainError, StoreError, UsageError
 from imagefs.image.catalog import REPORT_SUFFIX, Catalog, ImageInfo, scan
@@ -47,6 +48,7 @@ STRONGEST = ("sha256", "sha512", "sha1", "md5")
 @click.option("--hashes", is_flag=True, help="Only the digest of disk.raw, as `sha256sum -c` takes it.")
 @click.option("--mapfile", is_flag=True, help="Only what could not be read, as a ddrescue mapfile.")
 @click.option("--affected", is_flag=True, help="Only the files that lie in what could not be read.")
+@unlock_option
 @common
 def info(console: Console, image: str | None, hashes: bool, mapfile: bool, affected: bool) -> None:
     """Everything about one IMAGE: what it is, what it needs, its states and volumes."""
@@ -54,7 +56,7 @@ def info(console: Console, image: str | None, hashes: bool, mapfile: bool, affec
     if hashes:
         _say_hashes(console, found)
         return
-    with open_disk(catalog, found) as disk:
+    with open_disk(catalog, found, unlocks=console.unlocks) as disk:
         if mapfile:
             bad = [(row["offset"], row["length"]) for row in unreadable_ranges(disk)]
             left_out = ranges_in(disk, State.SKIPPED)
@@ -172,7 +174,11 @@ def _states_text(states: dict[str, int]) -> str:
 def _volume_line(row: dict[str, Any]) -> str:
     words = (row["filesystem"], row["label"], row["role"], row["name"])
     shown = "  ".join(one_line(word) for word in words if word)
-    return f"  {row['id']:<4} {size_text(row['length']):>10} at {row['start']}  {shown}"
+    where = f"in {row['inside']}" if "inside" in row else f"at {row['start']}"
+    made = f"  made {row['made']}" if row.get("made") else ""
+    lead = "  " + "  " * row["id"].count(".")
+    line = f"{lead}{row['id']:<4} {size_text(row['length']):>10} {where}  {shown}{made}".rstrip()
+    return line + (f"\n{lead}     {one_line(row['message'])}" if "message" in row else "")
 
 
 # -- verify ---------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from imagefs.cli.command import common, fat_zone_option
 from imagefs.cli.console import Console
 from imagefs.cli.find import starts_of
 from imagefs.cli.text import time_json
+from imagefs.cli.unlock import unlock_option
 from imagefs.cli.wiring import VOLUME, choose_image, open_disk
 from imagefs.errors import UsageError
 
@@ -23,6 +24,7 @@ from imagefs.errors import UsageError
 @click.argument("path", metavar="[PATH|pN]", default="/")
 @click.option("--csv", "as_csv", is_flag=True, help="A line for each time, sorted, instead of a body file.")
 @fat_zone_option
+@unlock_option
 @common
 def timeline(console: Console, image: str, path: str, as_csv: bool) -> None:
     """List all times in IMAGE: below PATH, of volume pN, or of every volume.
@@ -36,7 +38,7 @@ def timeline(console: Console, image: str, path: str, as_csv: bool) -> None:
     where = os.fsencode(path)
     where = b"/" + where if VOLUME.fullmatch(where) else where
     catalog, chosen = choose_image(console, image)
-    with open_disk(catalog, chosen, fat_zone=console.fat_zone) as disk:
+    with open_disk(catalog, chosen, fat_zone=console.fat_zone, unlocks=console.unlocks) as disk:
         found = _lines(console, list(starts_of(console, disk, Places(console, disk), where)))
         if console.json_mode:
             console.stream("entries", (_row(place, line) for place, line in found))
@@ -56,7 +58,7 @@ def _lines(console: Console, places: list[Place]) -> Iterator[tuple[Place, core.
 
 
 def _lead(place: Place) -> bytes:
-    return b"/p%d" % place.volume
+    return b"/" + place.volume.encode()
 
 
 def _row(place: Place, line: core.Line) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from imagefs.block.views import SliceReader, extents_of
 from imagefs.cli.command import common
 from imagefs.cli.console import Console
 from imagefs.cli.text import size_text
+from imagefs.cli.unlock import unlock_option
 from imagefs.cli.wiring import choose_image, open_disk, parse_volume
 from imagefs.errors import ImagefsError, SourceError, UsageError
 from imagefs.interfaces import Progress, Reader, State
@@ -30,10 +31,13 @@ SHOWN_DIFFERENCES = 20
 @click.command()
 @click.argument("image")
 @click.argument("target", type=click.Path(allow_dash=True))
-@click.option("--partition", metavar="N", help="Write volume N alone, from byte 0 of TARGET.")
+@click.option(
+    "--partition", metavar="N", help="Write volume N alone, from byte 0 of TARGET; 3.1 is one inside p3."
+)
 @click.option("--verify", "then_verify", is_flag=True, help="Read the target back and compare.")
 @click.option("--yes", is_flag=True, help="Overwrite a device or a file that is not empty.")
 @click.option("--threads", type=click.IntRange(1, 256), help="Default: all cores.")
+@unlock_option
 @common
 def restore(
     console: Console,
@@ -45,13 +49,13 @@ def restore(
     threads: int | None,
 ) -> None:
     """Write IMAGE to TARGET: a block device, a file (sparse where it can be), or - for stdout."""
-    number = parse_volume(partition) if partition else None
+    wanted = parse_volume(partition) if partition else None
     catalog, found = choose_image(console, image)
-    with open_disk(catalog, found) as disk:
+    with open_disk(catalog, found, unlocks=console.unlocks) as disk:
         reader: Reader = disk.disk
-        if number is not None:
-            refuse_whole_disk(target, number)
-            reader = disk.volume_reader(disk.volume(number))
+        if wanted is not None:
+            refuse_whole_disk(target, wanted)
+            reader = disk.volume_reader(disk.volume(wanted))
         sources = [os.path.join(catalog.store.url, layer.name) for layer in disk.disk.chain.infos]
         job = Job(reader, sources, target, "restore", yes=yes, then_verify=then_verify, threads=threads)
         run_job(console, job)
@@ -190,14 +194,14 @@ def _report(console: Console, job: Job, result: TransferResult, findings: int) -
         console.exit_code = 4
 
 
-def refuse_whole_disk(target: str, number: int) -> None:
+def refuse_whole_disk(target: str, volume: str) -> None:
     """A partition written over a whole partitioned disk would destroy its table: UsageError."""
     names = partitions_of(target)
     if not names:
         names = _table_volumes(target)
     if names:
         raise UsageError(
-            f"{target} is a whole disk with {', '.join(names)}, and p{number} would be written over its table",
+            f"{target} is a whole disk with {', '.join(names)}, and {volume} would be written over its table",
             hint="name the partition device, or a file",
         )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, tzinfo
 from pathlib import Path
@@ -15,6 +15,7 @@ from imagefs.block.readahead import ReadAhead
 from imagefs.block.views import MarkedReader, RefusingReader
 from imagefs.cli.console import Console, cache_folder, default_set
 from imagefs.cli.text import age_text, time_text
+from imagefs.cli.unlock import secrets_of
 from imagefs.errors import FormatError, NotAFileSystem, StoreError, UsageError
 from imagefs.image.catalog import SUFFIX, Catalog, ImageInfo, read_info, scan
 from imagefs.image.select import select
@@ -22,12 +23,14 @@ from imagefs.interfaces import FileSystem, Reader, State
 from imagefs.store import CacheFolder, LocalStore
 
 if TYPE_CHECKING:
+    from imagefs.cli.unlock import Unlock
     from imagefs.image.shared import Shared
     from imagefs.ops.diskimage import DiskImage
 
 #: How a set is looked at: ``look_at``, or ``scan`` where nothing remembered will do.
 Look = Callable[[LocalStore], Catalog]
-VOLUME = re.compile(rb"p(\d{1,6})", re.IGNORECASE)
+#: A partition, a volume inside another, a shadow copy: ``p3``, ``p3.1``, ``p2@20261117T020004Z``.
+VOLUME = re.compile(rb"p0*(\d{1,6})((?:\.\d{1,6}){0,8})(@\d{8}T\d{6}Z(?:~\d{1,4})?)?", re.IGNORECASE)
 
 
 def open_set(text: str) -> LocalStore:
@@ -80,12 +83,21 @@ def choose_image(
     return catalog, info
 
 
-def parse_volume(text: str) -> int:
-    """``2`` or ``p2`` → 2. Raises UsageError."""
-    match = VOLUME.fullmatch(text.encode()) or re.fullmatch(rb"(\d{1,6})", text.encode())
-    if not match:
-        raise UsageError(f"{text!r} is not a volume", hint="write 2 or p2")
-    return int(match[1])
+def parse_volume(text: str) -> str:
+    """``2`` or ``P2`` → ``p2``; also ``p3.1`` and shadow copies. Raises UsageError."""
+    found = _volume_id(
+        text.encode("utf-8", "replace") if text[:1] in "pP" else b"p" + text.encode("utf-8", "replace")
+    )
+    if found is None:
+        raise UsageError(f"{text!r} is not a volume", hint="write 2 or p2, p3.1 for a volume inside p3")
+    return found
+
+
+def _volume_id(text: bytes) -> str | None:
+    match = VOLUME.fullmatch(text)
+    if match is None:
+        return None
+    return f"p{match[1].decode()}{match[2].decode()}{(match[3] or b'').decode().upper()}"
 
 
 def _chosen(catalog: Catalog, selector: str, zone: tzinfo | None) -> tuple[Catalog, ImageInfo]:
@@ -109,9 +121,15 @@ def _named(path: Path, look: Look) -> tuple[Catalog, ImageInfo]:
 
 
 def open_disk(
-    catalog: Catalog, info: ImageInfo, *, fat_zone: tzinfo = UTC, shared: Shared | None = None
+    catalog: Catalog,
+    info: ImageInfo,
+    *,
+    fat_zone: tzinfo = UTC,
+    unlocks: Sequence[Unlock] = (),
+    shared: Shared | None = None,
 ) -> DiskImage:
-    """The virtual disk of ``info`` with its volumes and file systems; ``fat_zone`` as ``open_filesystem`` has it.
+    """The virtual disk of ``info`` with its volumes and file systems; ``fat_zone`` as ``open_filesystem`` has it,
+    ``unlocks`` what opens encrypted volumes.
 
     ``shared`` is what it has in common with other disks of the set that are open.
     """
@@ -119,6 +137,8 @@ def open_disk(
 
     image = DiskImage(catalog.open_disk(info, shared=shared), info, other=open_by_kernel)
     image.fat_zone = fat_zone
+    if unlocks:
+        image.unlock(secrets_of(unlocks))
     return image
 
 
@@ -151,20 +171,20 @@ def open_image(path: str | os.PathLike[str]) -> DiskImage:
     return open_disk(catalog, info)
 
 
-def split_path(path: bytes) -> tuple[int | None, bytes]:
-    """``/p2/etc/fstab`` → (2, ``/etc/fstab``); ``/`` → (None, ``/``). Raises UsageError."""
+def split_path(path: bytes) -> tuple[str | None, bytes]:
+    """``/p2/etc/fstab`` → (``p2``, ``/etc/fstab``); ``/`` → (None, ``/``). Raises UsageError."""
     if b"\\" in path and b"/" not in path:
         shown = path.replace(b"\\", b"/").decode("utf-8", "replace")
         raise UsageError("paths in an image are written with /", hint=f"did you mean {shown}")
     parts = [part for part in path.split(b"/") if part not in (b"", b".")]
     if not parts:
         return None, b"/"
-    match = VOLUME.fullmatch(parts[0])
-    if not match:
+    volume = _volume_id(parts[0])
+    if volume is None:
         shown = path.decode("utf-8", "replace")
         raise UsageError(
             f"{shown} does not begin with a volume", hint="write /p2/…; `imagefs ls IMAGE` lists the volumes"
         )
     if b".." in parts:
         raise UsageError("a path in an image cannot have ..", hint="write the whole path")
-    return int(match[1]), b"/" + b"/".join(parts[1:])
+    return volume, b"/" + b"/".join(parts[1:])

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, tzinfo
 from typing import TYPE_CHECKING, Self
@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 import numpy.typing as npt
 
+from imagefs.block.joined import SureReader
 from imagefs.block.views import MarkedReader, ReaderFile, SliceReader, merged
-from imagefs.errors import BrowseError, IntegrityError, NotAFileSystem
+from imagefs.errors import BrowseError, IntegrityError, NotAFileSystem, UsageError
 from imagefs.image.catalog import ImageInfo
 from imagefs.image.disk import VirtualDisk
 from imagefs.interfaces import Extent, FileSystem, Finding, Reader, State, Volume
@@ -24,6 +25,7 @@ from imagefs.volume import VolumeTable, read_table
 
 if TYPE_CHECKING:
     from imagefs.browse.crew import Crew
+    from imagefs.ops.innervolumes import Container, InnerVolumes, Secret
 
 #: Opens what ``open_filesystem`` refuses, or raises NotAFileSystem too.
 OtherOpener = Callable[[Reader, NotAFileSystem], FileSystem]
@@ -97,6 +99,8 @@ class DiskImage:
         self.crew: Crew | None = None
         self._lock = threading.Lock()
         self._table: VolumeTable | None = None
+        self._inner: InnerVolumes | None = None
+        self._secrets: Mapping[str, Secret] = {}
         self._open: list[FileSystem] = []
         self._other = other
 
@@ -153,31 +157,102 @@ class DiskImage:
                 length = min(size, self.size - number * size)
                 yield Chunk(number, run.state, number * size, length, image, digest)
 
-    def volume(self, number: int) -> Volume:
-        """Volume ``number``; BrowseError naming those there are."""
-        for volume in self.volumes:
-            if volume.number == number:
+    def unlock(self, secrets: Mapping[str, Secret]) -> None:
+        """Give what opens encrypted volumes, by their ids, before one is asked for."""
+        self._secrets = secrets
+
+    @property
+    def inner(self) -> InnerVolumes:
+        """The volumes inside the partitions, looked for when first asked for. Raises Locked where a secret that was
+        given is wrong, UsageError where there is nothing that it could unlock."""
+        from imagefs.ops.innervolumes import InnerVolumes  # which many commands do not need
+
+        table = self.table
+        with self._lock:
+            if self._inner is None:
+                found = InnerVolumes([(each, self._marked(each)) for each in table.volumes], self._secrets)
+                if found.unused:
+                    found.close()
+                    raise UsageError(
+                        f"there is no locked volume {found.unused[0]}",
+                        hint="`imagefs ls IMAGE` shows which volumes are locked",
+                    )
+                self._inner = found
+            return self._inner
+
+    @property
+    def all_volumes(self) -> tuple[Volume, ...]:
+        """The partitions, each followed by the volumes inside it, shadow copies among them."""
+        inner = self.inner
+        return tuple(
+            each
+            for volume in self.volumes
+            for each in (volume, *(found.volume for found in inner.inside(volume.id)))
+        )
+
+    def container(self, volume_id: str) -> Container | None:
+        """What a volume is that holds others, or is locked; None for any other."""
+        return self.inner.containers.get(volume_id)
+
+    def volume(self, which: int | str) -> Volume:
+        """A volume by its number or id (``p3.1``); BrowseError naming those there are."""
+        wanted = which if isinstance(which, str) else f"p{which}"
+        simple = wanted[1:].isdigit()
+        for volume in self.volumes if simple else self.all_volumes:
+            if volume.id == wanted:
                 return volume
-        names = ", ".join(volume.id for volume in self.volumes) or "none"
-        raise BrowseError(f"the image has no volume p{number}", hint=f"it has {names}", volume=number)
+        above = "" if simple else wanted
+        while above:
+            above = above[: max(above.rfind("."), above.rfind("@"), 0)]
+            outer = self.container(above) if above else None
+            if outer is not None and outer.state in ("locked", "refused"):
+                raise BrowseError(outer.message, volume=wanted)
+        names = ", ".join(volume.id for volume in (self.volumes if simple else self.all_volumes)) or "none"
+        raise BrowseError(f"the image has no volume {wanted}", hint=f"it has {names}", volume=wanted)
 
     def volume_reader(self, volume: Volume) -> Reader:
-        """The bytes of one volume; lives as long as this image is open."""
-        return SliceReader(self._reader, volume.start, volume.length)
+        """The bytes of one volume; lives as long as this image is open. BrowseError for one that cannot be read."""
+        if not volume.inside:
+            return SliceReader(self._reader, volume.start, volume.length)
+        for each in self.inner.inside(volume.id.partition(".")[0].partition("@")[0]):
+            if each.volume.id == volume.id and each.reader is not None:
+                return each.reader
+        container = self.container(volume.id)
+        raise BrowseError(container.message if container else f"{volume.id} cannot be read", volume=volume.id)
+
+    def readable_volumes(self) -> Iterator[tuple[Volume, Reader]]:
+        """Every volume whose bytes can be read, with them, in the order of ``all_volumes``."""
+        for volume in self.all_volumes:
+            try:
+                reader = self.volume_reader(volume)
+            except BrowseError:
+                continue
+            yield volume, reader
 
     def read_through(self, reader: Reader) -> None:
         """Let volumes opened from now on read through ``reader``, which shows the same disk."""
         self._reader = reader
 
-    def filesystem(self, number: int) -> FileSystem:
-        """The file system of volume ``number``, closed with this image. Raises BrowseError."""
+    def _marked(self, volume: Volume) -> Reader:
+        """The bytes of a volume, whose extents tell to the block what was not captured."""
+        if volume.moment:  # whose files may need what is free on the volume now: no zeros for those
+            return SureReader(self.volume_reader(volume), "of the shadow copy are not in this image")
+        if volume.inside:
+            return self.volume_reader(volume)
+        return SliceReader(_SkipMarks(self._reader, self.disk), volume.start, volume.length)
+
+    def filesystem(self, which: int | str) -> FileSystem:
+        """The file system of a volume, by its number or id, closed with this image. Raises BrowseError."""
         from imagefs.browse import open_apart  # which verify and restore do not need
 
-        volume = self.volume(number)
-        reader = SliceReader(_SkipMarks(self._reader, self.disk), volume.start, volume.length)
+        volume = self.volume(which)
+        reader = self._marked(volume)
         try:
             opened = open_apart(reader, crew=self.crew, fat_zone=self.fat_zone)
         except NotAFileSystem as error:
+            container = self.container(volume.id)
+            if container is not None:
+                raise NotAFileSystem(container.message) from error
             if self._other is None:
                 raise
             opened = self._other(reader, error)
@@ -185,7 +260,7 @@ class DiskImage:
             self._open.append(opened)
         return opened
 
-    def file(self, volume: int | None = None) -> io.BufferedReader:
+    def file(self, volume: int | str | None = None) -> io.BufferedReader:
         """A read-only binary file object over the disk, or over one volume, for other libraries."""
         reader = self.disk if volume is None else self.volume_reader(self.volume(volume))
         return io.BufferedReader(ReaderFile(reader, self.info.name), 256 * 1024)
@@ -195,6 +270,8 @@ class DiskImage:
             for opened in self._open:
                 opened.close()
             self._open.clear()
+            if self._inner is not None:
+                self._inner.close()
         self.disk.close()
 
     def __enter__(self) -> Self:

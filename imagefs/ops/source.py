@@ -7,7 +7,7 @@ from typing import Any
 from imagefs.block.devices import DeviceReader
 from imagefs.block.views import SliceReader
 from imagefs.errors import ImagefsError
-from imagefs.interfaces import Reader
+from imagefs.interfaces import Reader, Volume
 from imagefs.volume import FileSystemFacts, VolumeTable, probe, read_table
 
 #: More volumes than this are counted, not described, so that the summary fits in the tail.
@@ -49,23 +49,26 @@ def describe_source(reader: Reader, *, sector_size: int) -> tuple[dict[str, Any]
 
 def describe_volumes(reader: Reader, table: VolumeTable) -> list[dict[str, Any]]:
     """Each volume's number, place, type and what its first bytes say, as the summary keeps it."""
-    found = []
-    for volume in table.volumes[:MAX_VOLUMES]:
-        facts = _probe(SliceReader(reader, volume.start, volume.length))
-        found.append(
-            {
-                "id": volume.id,
-                "start": volume.start,
-                "length": volume.length,
-                "type": volume.type,
-                "role": volume.role,
-                "name": volume.name[:72],
-                "filesystem": facts.kind,
-                "label": facts.label[:128],
-                "uuid": facts.uuid[:64],
-            }
-        )
-    return found
+    return [
+        describe_volume(volume, SliceReader(reader, volume.start, volume.length))
+        for volume in table.volumes[:MAX_VOLUMES]
+    ]
+
+
+def describe_volume(volume: Volume, reader: Reader | None) -> dict[str, Any]:
+    """One volume, of whose bytes nothing is said where ``reader`` is None."""
+    facts = _probe(reader) if reader is not None else FileSystemFacts("")
+    return {
+        "id": volume.id,
+        "start": volume.start,
+        "length": volume.length,
+        "type": volume.type,
+        "role": volume.role,
+        "name": volume.name[:72],
+        "filesystem": facts.kind,
+        "label": facts.label[:128],
+        "uuid": facts.uuid[:64],
+    }
 
 
 def _probe(reader: Reader) -> FileSystemFacts:

@@ -52,7 +52,7 @@ class OpenedImage:
         self.process = os.getpid()
         self._shared = shared  # lives as long as one of its images
         self._lock = threading.Lock()
-        self._filesystems: dict[int, FileSystem] = {}
+        self._filesystems: dict[str, FileSystem] = {}
         #: Whole folders as ``ls`` tells of them, by path. What is in an image never changes.
         self.listings: BlockCache[str, list[dict[str, Any]]] = BlockCache(
             KEPT_ENTRIES, lambda rows: len(rows) + 1
@@ -60,26 +60,27 @@ class OpenedImage:
         weakref.finalize(self, image.close).atexit = False  # a forked process must not end our workers
 
     def volumes(self) -> list[str]:
-        return [volume.id for volume in self.image.volumes]
+        """Their ids, those inside others too."""
+        return [volume.id for volume in self.image.all_volumes]
 
-    def filesystem(self, number: int) -> FileSystem:
+    def filesystem(self, volume: str) -> FileSystem:
         """The file system of a volume, opened when it is first asked for. Raises BrowseError."""
         with self._lock:
-            found = self._filesystems.get(number)
+            found = self._filesystems.get(volume)
             if found is None:
-                found = self._filesystems[number] = self.image.filesystem(number)
+                found = self._filesystems[volume] = self.image.filesystem(volume)
             return found
 
     def find(self, path: bytes) -> tuple[FileSystem, Entry, Entry]:
         """What lies at ``p2/etc/fstab``, itself and through symbolic links. PathNotFound; OSError for links
         without end."""
         try:
-            number, inside = split_path(path)
+            volume, inside = split_path(path)
         except UsageError as error:
             raise PathNotFound(error.message, hint=error.hint) from error
-        if number is None or number not in [volume.number for volume in self.image.volumes]:
+        if volume is None or volume not in self.volumes():
             raise PathNotFound(f"the image has no {os.fsdecode(path)!r}")
-        filesystem = self.filesystem(number)
+        filesystem = self.filesystem(volume)
         return filesystem, *follow(filesystem, inside)
 
 

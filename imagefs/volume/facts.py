@@ -69,6 +69,11 @@ def dashed(data: bytes) -> str:
     return str(uuid.UUID(bytes=data)) if any(data) else ""
 
 
+def shown(value: object, length: int = 40) -> str:
+    """What a disk calls something, for a sentence: cut, and without what a terminal would obey."""
+    return "".join(each if each.isprintable() else "?" for each in str(value)[:length])
+
+
 def text(data: bytes, encoding: str = "utf-8") -> str:
     """A label up to its NUL; what cannot be decoded becomes the replacement character."""
     return data.decode(encoding, "replace").split("\0", 1)[0].rstrip()

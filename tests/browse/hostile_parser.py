@@ -97,7 +97,7 @@ def opened(reader: Reader, **options: object) -> FileSystem:
 
 def hostile_start() -> str:
     """For ``workers._START``."""
-    return workers._START.replace("from imagefs", "import tests.browse.hostile_parser; from imagefs", 1)
+    return workers._START.replace("from {module}", "import tests.browse.hostile_parser; from {module}", 1)
 
 
 worker.open_filesystem = opened

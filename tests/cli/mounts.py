@@ -29,13 +29,19 @@ class Room:
     def __truediv__(self, name: str) -> Path:
         return self.folder / name
 
-    def run(self, *words: str | Path, code: int = 0, prefix: tuple[str, ...] = ()) -> str:
+    def run(
+        self,
+        *words: str | Path,
+        code: int = 0,
+        prefix: tuple[str, ...] = (),
+        pass_fds: tuple[int, ...] = (),
+    ) -> str:
         """Run a command that must end with ``code``; gives what it said."""
         state = str(self.folder / "state")
         done = subprocess.run(
             [*prefix, sys.executable, "-P", "-m", "imagefs", *map(str, words)],
             env={**os.environ, "XDG_STATE_HOME": state, "PYTHONPATH": str(ROOT)},
-            cwd=self.folder, capture_output=True, text=True, timeout=120, check=False,
+            cwd=self.folder, capture_output=True, text=True, timeout=120, check=False, pass_fds=pass_fds,
         )  # fmt: skip
         assert done.returncode == code, (words, done.stderr)
         assert "Traceback" not in done.stderr

@@ -1,8 +1,9 @@
-"""What is no file system but holds one, or memory: LVM2, Linux RAID 1.x, LUKS, swap."""
+"""What is no file system but holds one, or memory: LVM2, Linux RAID, LUKS, swap."""
 
 from __future__ import annotations
 
 from imagefs.volume.facts import ByteOrder, FileSystemFacts, Window, dashed, text
+from imagefs.volume.mdraid import read_old_member
 
 _RAID_MAGIC = b"\xfc\x4e\x2b\xa9"
 _SWAP_MAGIC = frozenset({b"SWAPSPACE2", b"SWAP-SPACE"})
@@ -28,7 +29,7 @@ def probe_lvm(window: Window) -> FileSystemFacts | None:
 
 
 def probe_raid(window: Window) -> FileSystemFacts | None:
-    """Superblock 1.1 at 0, 1.2 at 4 KiB, 1.0 near the end; each says itself where it lies."""
+    """Superblock 1.1 at 0, 1.2 at 4 KiB, 1.0 near the end; each says itself where it lies. Then 0.90."""
     last = ((window.size // 512 - 16) & ~7) * 512
     for offset in (0, 4096, last):
         block = window.at(offset, 256)
@@ -37,7 +38,8 @@ def probe_raid(window: Window) -> FileSystemFacts | None:
         if int.from_bytes(block[144:152], "little") * 512 == offset:
             size = int.from_bytes(block[136:144], "little") * 512
             return FileSystemFacts("raid", label=text(block[32:64]), uuid=dashed(block[16:32]), size=size)
-    return None
+    old = read_old_member(window)
+    return FileSystemFacts("raid", uuid=old.array, size=old.size) if old is not None else None
 
 
 def probe_luks(window: Window) -> FileSystemFacts | None:

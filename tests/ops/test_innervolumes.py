@@ -1,0 +1,227 @@
+"""Volumes inside volumes: disks that other tools made, what a kernel read of them, what is locked, lost or hostile."""
+
+from __future__ import annotations
+
+import hashlib
+import tarfile
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import pytest
+
+from fixtures import inner
+from imagefs.block.devices import open_source
+from imagefs.block.views import BytesReader, MarkedReader, SliceReader
+from imagefs.browse import open_apart
+from imagefs.errors import Locked
+from imagefs.interfaces import Reader, State, Volume
+from imagefs.ops.innervolumes import InnerVolumes, Secret
+from imagefs.ops.volumeparser import lost_of_shadow
+from imagefs.volume import read_table
+from tests.support.images import noise
+from tests.support.oracles import corpus_folder, need_tool, run_tool, unpacked_corpus_file
+
+
+@contextmanager
+def looked_into(path: Path, secrets: Mapping[str, Secret] | None = None) -> Iterator[InnerVolumes]:
+    with closing(open_source(str(path))) as disk:
+        parts = [(each, SliceReader(disk, each.start, each.length)) for each in read_table(disk).volumes]
+        with closing(InnerVolumes(parts, secrets or {})) as found:
+            yield found
+
+
+def everything(found: InnerVolumes, count: int = 20) -> dict[str, Reader | None]:
+    return {each.volume.id: each.reader for number in range(count) for each in found.inside(f"p{number}")}
+
+
+def digest(reader: Reader | None) -> str:
+    assert reader is not None
+    made = hashlib.sha256()
+    for at in range(0, reader.size, 1 << 20):
+        made.update(reader.read_at(at, 1 << 20))
+    return made.hexdigest()
+
+
+@pytest.mark.parametrize("name", ["lvm", "raid"])
+def test_every_volume_holds_what_the_kernel_read(name: str, tmp_path: Path) -> None:
+    """Logical volumes, mirrors, partitions in a mirror, a volume group in a mirror, and one in LUKS2."""
+    disk = inner.unpack(name, tmp_path / "disk")
+    with looked_into(disk, {"p4": Secret(inner.PASSPHRASE)} if name == "lvm" else None) as found:
+        readers = everything(found)
+        assert found.unused == []
+        for volume, facts in inner.answers(name)["volumes"].items():
+            assert digest(readers[volume]) == facts["sha256"], volume
+
+
+def test_what_holds_others_says_so(tmp_path: Path) -> None:
+    with looked_into(inner.unpack("raid", tmp_path / "disk")) as found:
+        states = {name: each.state for name, each in found.containers.items()}
+        said = {name: each.message for name, each in found.containers.items()}
+    assert states["p1"] == "open"
+    assert "out of date" in said["p1"]
+    assert "read from p2" in said["p1"]
+    assert states["p2"] == "member"
+    assert states["p7"] == states["p11"] == "refused"
+    assert "RAID 5" in said["p7"]
+    assert "RAID 0" in said["p11"]
+
+
+def test_a_locked_volume_says_what_it_needs(tmp_path: Path) -> None:
+    disk = inner.unpack("lvm", tmp_path / "disk")
+    with looked_into(disk) as found:
+        locked = found.containers["p4"]
+        assert (locked.state, locked.needs) == ("locked", ("passphrase", "key file"))
+        assert "--unlock p4" in locked.message
+    with (
+        pytest.raises(Locked, match=r"p4 \(LUKS2\) cannot be unlocked.*wrong"),
+        looked_into(disk, {"p4": Secret(b"x")}),
+    ):
+        pass
+    with looked_into(disk, {"p1": Secret(b"x"), "p4": Secret(inner.PASSPHRASE)}) as found:
+        assert found.unused == ["p1"]
+
+
+def test_damage_in_a_container_costs_the_container(tmp_path: Path) -> None:
+    """The label of one physical volume, the superblock of one member, both copies of the LUKS header."""
+    for name, places in (
+        ("lvm", (1048576 + 520, 38797312 + 3000, 38797312 + 16384 + 3000)),
+        ("raid", (1048576 + 4100,)),
+    ):
+        disk = inner.unpack(name, tmp_path / name)
+        with disk.open("r+b") as file:
+            for place in places:
+                file.seek(place)
+                file.write(b"\xff" * 16)
+        with looked_into(disk) as found:
+            assert everything(found)
+            if name == "lvm":
+                assert found.containers["p4"].state == "refused"
+                assert "LUKS header is damaged" in found.containers["p4"].message
+
+
+# -- BitLocker ------------------------------------------------------------------------------------
+
+#: Of some disks of cryptsetup's tests what opens them and the serial number of the NTFS inside, as published there.
+BITLOCKER = {
+    "bitlk-aes-cbc-elephant-128": (
+        "529573-278784-259347-197835-171457-264044-610280-313269",
+        "3ECCF65ACCF60BC1",
+    ),
+    "bitlk-aes-cbc-256": ("anaconda", "9AC00310C002F275"),
+    "bitlk-aes-xts-128-clearkey-only": ("", "F406E5DD06E5A13A"),
+}
+
+
+def bitlocker_disk(name: str, folder: Path) -> Path:
+    packed = corpus_folder() / "cryptsetup/tests/bitlk-images.tar.xz"
+    if not packed.is_file():
+        pytest.skip("cryptsetup/tests/bitlk-images.tar.xz is not in the corpus")
+    with tarfile.open(packed) as archive:
+        archive.extraction_filter = lambda member, _: member
+        archive.extract(f"bitlk-images/{name}", folder)
+    return folder / "bitlk-images" / name
+
+
+def test_bitlocker_comes_to_the_published_digest(tmp_path: Path) -> None:
+    disk = bitlocker_disk("bitlk-aes-xts-128.img", tmp_path)
+    with looked_into(disk, {"p0": Secret(b"anaconda")}) as found:
+        expected = "674e3a976927fd62f3fc26df2c695cac75b8d364e3b45393717efa971f16db0f"
+        assert digest(everything(found)["p0.1"]) == expected
+
+
+@pytest.mark.parametrize("name", BITLOCKER)
+def test_bitlocker_of_other_kinds(name: str, tmp_path: Path) -> None:
+    secret, serial = BITLOCKER[name]
+    disk = bitlocker_disk(f"{name}.img", tmp_path)
+    with looked_into(disk, {"p0": Secret(secret.encode())} if secret else None) as found:
+        content = everything(found)["p0.1"]
+        assert content is not None
+        assert f"{int.from_bytes(content.read_at(72, 8), 'little'):016X}" == serial
+
+
+def test_bitlocker_by_a_startup_key(tmp_path: Path) -> None:
+    disk = bitlocker_disk("bitlk-aes-xts-128-startup-key.img", tmp_path)
+    key = bitlocker_disk("4381F759-C4F8-4DE0-BB61-FC33A831BDA5.BEK", tmp_path)
+    other = bitlocker_disk("AA80A52B-9B66-47AE-B097-33F536FFBB07.BEK", tmp_path)
+    with looked_into(disk, {"p0": Secret(key.read_bytes(), str(key))}) as found:
+        content = everything(found)["p0.1"]
+        assert content is not None
+        assert content.read_at(3, 8) == b"NTFS    "
+    with pytest.raises(Locked), looked_into(disk, {"p0": Secret(b"", str(other))}):
+        pass
+
+
+def test_bitlocker_that_is_locked_names_its_protectors(tmp_path: Path) -> None:
+    disk = bitlocker_disk("bitlk-aes-xts-128.img", tmp_path)
+    with looked_into(disk) as found:
+        needs = found.containers["p0"].needs
+    assert needs == ("password", "recovery key 64311DEA-4587-4029-924A-BA299647998E")
+    for wrong in (b"nobody", b"000000-" * 7 + b"000000", b"\xff\xfe"):
+        with (
+            pytest.raises(Locked, match=r"p0 \(BitLocker\) cannot be unlocked"),
+            looked_into(disk, {"p0": Secret(wrong)}),
+        ):
+            pass
+
+
+def test_damaged_bitlocker_never_takes_us_down(tmp_path: Path) -> None:
+    disk = bitlocker_disk("bitlk-aes-xts-128.img", tmp_path)
+    with disk.open("r+b") as file:
+        head = file.read(512)
+        places = [int.from_bytes(head[at : at + 8], "little") for at in (176, 184, 192)]
+        for place in places:
+            file.seek(place + 8)
+            file.write(noise(200, seed=place))
+    with looked_into(disk) as found:
+        assert found.containers["p0"].state == "refused"
+
+
+# -- shadow copies --------------------------------------------------------------------------------
+
+
+def test_shadow_copies_are_the_volume_as_it_was(tmp_path: Path) -> None:
+    """plaso's disk: two points in time, at which other files were in the root folder."""
+    need_tool("qemu-img")
+    packed = unpacked_corpus_file("plaso/test_data/vsstest.qcow2", tmp_path)
+    run_tool(["qemu-img", "convert", "-O", "raw", packed, tmp_path / "disk"])
+    with looked_into(tmp_path / "disk") as found:
+        readers = everything(found)
+        assert list(readers) == ["p0@20131203T063509Z", "p0@20131203T063748Z"]
+        assert [made_ns // 10**6 for made_ns in found.made.values() if made_ns] == [
+            1386052509736,
+            1386052668919,
+        ]
+        names = []
+        for reader in readers.values():
+            assert reader is not None
+            with closing(open_apart(reader)) as fs:
+                names.append({each.name for each in fs.children(fs.root()) if not each.name.startswith(b"$")})
+    assert names == [
+        {b"System Volume Information", b"syslog"},
+        {b"System Volume Information", b"another_file", b"syslog.gz"},
+    ]
+
+
+def test_what_a_shadow_copy_lacks_is_what_the_volume_lost_and_no_store_keeps() -> None:
+    unit = 16 << 10
+    volume = MarkedReader(
+        BytesReader(bytes(10 * unit)), [unit // 2, 6 * unit], [4 * unit, 7 * unit], State.SKIPPED
+    )
+    kept = b"".join((number * unit).to_bytes(8, "little") for number in (2, 2, 6, 9))
+    lost = lost_of_shadow(volume, lambda: kept, volume.size)
+    assert [(each.offset, each.length) for each in lost] == [
+        (unit // 2, 2 * unit - unit // 2),
+        (3 * unit, unit),
+    ]
+    assert lost_of_shadow(BytesReader(bytes(unit)), lambda: kept, unit) == []
+
+
+# -- ids ------------------------------------------------------------------------------------------
+
+
+def test_ids_tell_where_a_volume_lies() -> None:
+    assert Volume(3, 512, 512).id == "p3"
+    assert Volume(1, 0, 512, inside="p3").id == "p3.1"
+    assert Volume(2, 0, 512, inside="p3.1").id == "p3.1.2"
+    assert Volume(1, 0, 512, inside="p2", moment="20261117T020004Z").id == "p2@20261117T020004Z"
