@@ -10,7 +10,7 @@ import enum
 import stat
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 
 @runtime_checkable
@@ -372,6 +372,66 @@ class HasNameTimes(Protocol):
 
     def name_times(self, entry: Entry, /) -> list[NameTimes]:
         """Those of each name that the entry has, DOS's short names aside."""
+        ...
+
+
+class Table(NamedTuple):
+    """A stretch of the volume full of records: numbers ``first`` to before ``end``, each ``length`` bytes, from
+    byte ``offset`` on."""
+
+    first: int
+    end: int
+    length: int
+    offset: int
+
+
+class Holding(NamedTuple):
+    """Bytes ``first`` to before ``end`` of the volume belong to the file whose record has ``number``: to its contents
+    or, with ``is_metadata``, to what tells where these are. A directory's are its list."""
+
+    number: int
+    first: int
+    end: int
+    is_metadata: bool
+
+
+class Link(NamedTuple):
+    """A name of record ``number`` in the directory with record ``parent``, as the directory has it."""
+
+    number: int
+    parent: int
+    name: bytes
+
+
+@runtime_checkable
+class KeepsRecords(Protocol):
+    """A FileSystem that keeps a record of fixed length for each file at a fixed place (the inodes of ext, the MFT
+    of NTFS): two points in time can be compared by records, without a walk.
+
+    A record's number is the first of ``Entry.inode``.
+    """
+
+    def footprint(self, path: bytes, /) -> list[Place]:
+        """Where everything lies on which it depends what ``path`` is, and what is in it: records and lists of its
+        directories, as far as there are any, its own record and contents. While none of these bytes change, ``lookup``
+        and ``open`` of it give the same."""
+        ...
+
+    def tables(self) -> list[Table]:
+        """Where the records lie, in the order of their numbers; those that were never used may be left out."""
+        ...
+
+    def holdings(self, ranges: list[Any], /) -> Iterator[Holding]:
+        """Which files in use have something in ``ranges`` ([first, end] in bytes of the volume, in order)."""
+        ...
+
+    def links(self, numbers: list[int], /) -> Iterator[Link]:
+        """Every name of these records, and of all directories above them. What no directory lists is left out."""
+        ...
+
+    def identities(self, numbers: list[int], /) -> list[str]:
+        """For each record what tells the file in it from an earlier or later one with the same number; empty for one
+        that is not in use."""
         ...
 
 

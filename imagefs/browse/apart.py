@@ -34,13 +34,16 @@ _MAX_DEATHS, _WITHIN = 12, 900.0
 _GO_ON = dumps(["go on"])
 
 
-def open_apart(reader: Reader, *, limits: Limits | None = None, **options: Any) -> FileSystem:
+def open_apart(
+    reader: Reader, *, limits: Limits | None = None, after: FileSystem | None = None, **options: Any
+) -> FileSystem:
     """As ``open_filesystem``, with the parsers in a process of their own; ``options`` are its options: plain values
-    and time zones."""
+    and time zones. ``after`` is closed by this, and its worker goes on with the new one: a start saved."""
     plain = {
         name: ["zone", str(each)] if isinstance(each, tzinfo) else each for name, each in options.items()
     }
-    return ApartFileSystem(reader, limits or Limits(), plain)
+    worker = after.leave_worker() if isinstance(after, ApartFileSystem) else None
+    return ApartFileSystem(reader, limits or Limits(), plain, worker)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +59,9 @@ class ApartFileSystem:
 
     _worker: Worker | None = None
 
-    def __init__(self, reader: Reader, limits: Limits, options: dict[str, Any]) -> None:
+    def __init__(
+        self, reader: Reader, limits: Limits, options: dict[str, Any], worker: Worker | None = None
+    ) -> None:
         self._reader = reader
         self._limits = limits
         self._opening = dumps(["open filesystem", reader.size, options])
@@ -68,6 +73,7 @@ class ApartFileSystem:
         self._guess: Guess | None = None
         self._deaths: deque[float] = deque(maxlen=_MAX_DEATHS)
         self._deadly: dict[bytes, tuple[float, str]] = {}
+        self._inherited = worker
         try:
             kind, folds, methods = self._ask(None)
         except BaseException:
@@ -135,6 +141,12 @@ class ApartFileSystem:
             worker.kill()
 
     __del__ = close
+
+    def leave_worker(self) -> Worker | None:
+        """Close this file system, but for its worker, which is the caller's."""
+        with self._lock:
+            worker, self._worker, self._closed = self._worker, None, True
+            return worker
 
     # -- asking ------------------------------------------------------------------------------------
 
@@ -295,7 +307,12 @@ class ApartFileSystem:
 
     def _start(self, body: bytes | None, shown: str) -> Any:
         """A new worker's answer, to its opening the file system where nothing else is asked."""
-        worker = self._worker = Worker(self._reader, self._limits)
+        worker, self._inherited = self._inherited, None
+        if worker is None:
+            worker = Worker(self._reader, self._limits)
+        else:
+            worker.turn_to(self._reader)
+        self._worker = worker
         try:
             opened = understood(*worker.call(self._opening), "the file system")
         except ImagefsError:

@@ -87,6 +87,7 @@ class DiskImage:
     def __init__(self, disk: VirtualDisk, info: ImageInfo, *, other: OtherOpener | None = None) -> None:
         self.disk = disk
         self._reader: Reader = disk
+        self._table_reader: Reader = disk
         self.info = info
         #: Where the clocks stood that wrote the times of FAT; see ``open_filesystem``.
         self.fat_zone: tzinfo = UTC
@@ -124,7 +125,7 @@ class DiskImage:
         """Damage where the table lies costs the volumes, not the rest of the disk."""
         sector_size = self.disk.sector_size
         try:
-            return read_table(self.disk, sector_size=sector_size)
+            return read_table(self._table_reader, sector_size=sector_size)
         except IntegrityError as error:
             message = f"the partition table cannot be read: {error.message}"
             finding = Finding("error", "table-unreadable", message, self.id)
@@ -164,14 +165,19 @@ class DiskImage:
         """Let volumes opened from now on read through ``reader``, which shows the same disk."""
         self._reader = reader
 
-    def filesystem(self, number: int) -> FileSystem:
-        """The file system of volume ``number``, closed with this image. Raises BrowseError."""
+    def table_through(self, reader: Reader) -> None:
+        """Let the partition table be read through ``reader``, which shows the same disk."""
+        self._table_reader = reader
+
+    def filesystem(self, number: int, *, after: FileSystem | None = None) -> FileSystem:
+        """The file system of volume ``number``, closed with this image. Raises BrowseError. ``after``, most often of
+        another image, is closed by this; its worker goes on with the new one."""
         from imagefs.browse import open_apart  # which verify and restore do not need
 
         volume = self.volume(number)
         reader = SliceReader(_SkipMarks(self._reader, self.disk), volume.start, volume.length)
         try:
-            opened = open_apart(reader, fat_zone=self.fat_zone)
+            opened = open_apart(reader, after=after, fat_zone=self.fat_zone)
         except NotAFileSystem as error:
             if self._other is None:
                 raise
@@ -179,6 +185,11 @@ class DiskImage:
         with self._lock:
             self._open.append(opened)
         return opened
+
+    def let_go(self, fs: FileSystem) -> None:
+        """Closing this image no longer closes ``fs``, which ``filesystem`` gave."""
+        with self._lock:
+            self._open = [each for each in self._open if each is not fs]
 
     def file(self, volume: int | None = None) -> io.BufferedReader:
         """A read-only binary file object over the disk, or over one volume, for other libraries."""
