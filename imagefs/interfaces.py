@@ -10,7 +10,7 @@ import enum
 import stat
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 
 @runtime_checkable
@@ -387,7 +387,7 @@ class Table(NamedTuple):
 
 class Holding(NamedTuple):
     """Bytes ``first`` to before ``end`` of the volume belong to the file whose record has ``number``: to its contents
-    or, with ``is_metadata``, to what tells where these are. A directory's are its list."""
+    (a directory's are its list) or, with ``is_metadata``, to what tells where these are."""
 
     number: int
     first: int
@@ -403,35 +403,65 @@ class Link(NamedTuple):
     name: bytes
 
 
+class Structure(NamedTuple):
+    """Bytes ``first`` to before ``end`` of the volume are what the file system keeps for itself: ``inode tables``."""
+
+    name: str
+    first: int
+    end: int
+
+
 @runtime_checkable
 class KeepsRecords(Protocol):
     """A FileSystem that keeps a record of fixed length for each file at a fixed place (the inodes of ext, the MFT
     of NTFS): two points in time can be compared by records, without a walk.
 
-    A record's number is the first of ``Entry.inode``.
+    A record's number is the first of ``Entry.inode``. Of a file system that has no such records, or where they cannot
+    be found, ``tables`` gives none, and nothing else MUST be asked.
     """
 
-    def footprint(self, path: bytes, /) -> list[Place]:
-        """Where everything lies on which it depends what ``path`` is, and what is in it: records and lists of its
-        directories, as far as there are any, its own record and contents. While none of these bytes change, ``lookup``
+    def tables(self) -> list[Table]:
+        """Where the records lie; those that were never used may be left out."""
+        ...
+
+    def trace(self, path: bytes, /) -> list[Entry]:
+        """The entries of the root and of each part of ``path``, as far as there are any; the same as by ``lookup``, but
+        no directory is listed for it."""
+        ...
+
+    def footprint(self, entries: list[Entry], /) -> list[Place]:
+        """Where everything lies on which it depends what a path is, and what is in it, ``entries`` being its ``trace``:
+        records and lists of its directories, its own record and contents. While none of these bytes change, ``lookup``
         and ``open`` of it give the same."""
         ...
 
-    def tables(self) -> list[Table]:
-        """Where the records lie, in the order of their numbers; those that were never used may be left out."""
+    def holdings(self, ranges: list[list[int]], /) -> list[Holding]:
+        """What of ``ranges`` ([first, end] in bytes of the volume) belongs to files in use, by its records."""
         ...
 
-    def holdings(self, ranges: list[Any], /) -> Iterator[Holding]:
-        """Which files in use have something in ``ranges`` ([first, end] in bytes of the volume, in order)."""
+    def owners(self, numbers: list[int], /) -> list[int]:
+        """For each record that of the file it belongs to: itself, but for further records of a file (NTFS)."""
         ...
 
-    def links(self, numbers: list[int], /) -> Iterator[Link]:
-        """Every name of these records, and of all directories above them. What no directory lists is left out."""
+    def links(self, numbers: list[int], /) -> list[Link]:
+        """Every name of these records, and those of all directories above them. What no directory lists is left out."""
+        ...
+
+    def listed(self, numbers: list[int], /) -> list[Link]:
+        """All names in these directories; of what is none, nothing. What cannot be read of one is left out."""
+        ...
+
+    def entries(self, numbers: list[int], /) -> list[Entry]:
+        """The entry of each of these records, all with the path ``b"/"``; ``unreadable`` where it cannot be told."""
         ...
 
     def identities(self, numbers: list[int], /) -> list[str]:
         """For each record what tells the file in it from an earlier or later one with the same number; empty for one
         that is not in use."""
+        ...
+
+    def structures(self) -> list[Structure]:
+        """What belongs to no file; bytes that are in none of these and no file's are free."""
         ...
 
 

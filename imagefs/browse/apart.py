@@ -27,7 +27,21 @@ from imagefs.errors import BrowseError, ImagefsError
 from imagefs.interfaces import Entry, FileSystem, Named, Place, Reader
 
 #: Optional methods of a FileSystem. One that is added to ``interfaces.py`` is added here.
-_SHARED = ("names", "streams", "open_stream", "xattrs", "name_times", "deleted", "at", "wholeness")
+_SHARED = (
+    *("names", "streams", "open_stream", "xattrs", "name_times", "deleted", "at", "wholeness"),
+    *(
+        "tables",
+        "trace",
+        "footprint",
+        "holdings",
+        "owners",
+        "links",
+        "listed",
+        "entries",
+        "identities",
+        "structures",
+    ),
+)
 #: A file system is given up after so many deaths in so many seconds; what was asked then fails at once for as
 #: long as that.
 _MAX_DEATHS, _WITHIN = 12, 900.0
@@ -145,6 +159,7 @@ class ApartFileSystem:
     def leave_worker(self) -> Worker | None:
         """Close this file system, but for its worker, which is the caller's."""
         with self._lock:
+            self._settle()
             worker, self._worker, self._closed = self._worker, None, True
             return worker
 

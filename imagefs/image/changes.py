@@ -6,11 +6,10 @@ that is not its parent's. Ranges are (first, end) in bytes of the disk, in order
 
 from __future__ import annotations
 
-from bisect import bisect_right
-
 import numpy as np
 import numpy.typing as npt
 
+from imagefs.block.ranges import Range, joined
 from imagefs.format.extents import I64
 from imagefs.image.catalog import Catalog
 from imagefs.image.disk import VirtualDisk
@@ -18,7 +17,6 @@ from imagefs.image.runs import Run, RunTable
 from imagefs.image.tail import ImageInfo
 from imagefs.interfaces import State
 
-Range = tuple[int, int]
 #: Of so many chunks the digests are held at once.
 _STEP = 65_536
 
@@ -29,19 +27,19 @@ def is_child(old: ImageInfo, new: ImageInfo) -> bool:
 
 
 def changes_of_child(catalog: Catalog, old: ImageInfo, new: ImageInfo) -> list[Range]:
-    """What ``new`` itself lists; nothing of the chain is opened. Raises FormatError, IntegrityError, StoreError."""
+    """What ``new``, a child of ``old``, lists itself, zeros that were zeros before too; nothing else of the chain is
+    opened. Raises FormatError, IntegrityError, StoreError."""
     reader = catalog.open_image(new)
     try:
-        table = reader.table(0)
+        table, size = reader.table(0), new.header.chunk_size
     finally:
         reader.close()
-    size, ends = new.header.chunk_size, new.summary.disk_size
-    found = _ranges(table.first * size, (table.first + table.count) * size, ends)
-    return with_growth(found, old.summary.disk_size, ends)
+    found = _ranges(table.first * size, (table.first + table.count) * size, reader.disk_size)
+    return with_growth(found, old.summary.disk_size, reader.disk_size)
 
 
 def changes_between(old: VirtualDisk, new: VirtualDisk) -> list[Range]:
-    """Where the bytes of two disks may differ; what only one of them has is a difference."""
+    """Where the bytes of two disks may differ; what only one of them has is a difference. Raises as the above."""
     if old.chunk_size != new.chunk_size:
         return [(0, max(old.size, new.size))]
     shared = min(old.size, new.size)
@@ -56,35 +54,6 @@ def with_growth(ranges: list[Range], old_size: int, new_size: int) -> list[Range
     """The ranges, and what lies past the end of one of two disks."""
     low, high = sorted((old_size, new_size))
     return ranges if low == high else joined([*ranges, (low, high)])
-
-
-def joined(ranges: list[Range]) -> list[Range]:
-    """The same bytes in order, each once."""
-    found: list[Range] = []
-    for first, end in sorted(ranges):
-        if found and first <= found[-1][1]:
-            found[-1] = found[-1][0], max(found[-1][1], end)
-        elif end > first:
-            found.append((first, end))
-    return found
-
-
-def within(ranges: list[Range], start: int, end: int) -> list[Range]:
-    """What of ``ranges`` lies from ``start`` to before ``end``, counted from ``start``."""
-    cut = [(max(first, start) - start, min(stop, end) - start) for first, stop in ranges]
-    return [(first, stop) for first, stop in cut if first < stop]
-
-
-def overlaps(one: list[Range], other: list[Range]) -> list[Range]:
-    """What lies in a range of ``one`` and in one of ``other``, which is in order."""
-    ends = [end for _, end in other]
-    found = []
-    for first, end in one:
-        at = bisect_right(ends, first)
-        while at < len(other) and other[at][0] < end:
-            found.append((max(first, other[at][0]), min(end, other[at][1])))
-            at += 1
-    return found
 
 
 def _ranges(first: I64, end: I64, limit: int) -> list[Range]:
@@ -114,8 +83,14 @@ def _differing(old: VirtualDisk, new: VirtualDisk, first: I64, count: I64) -> tu
     stored = [each == State.STORED for each in state]
     lost = [each == State.UNREADABLE for each in state]
     differs = (stored[0] != stored[1]) | (lost[0] != lost[1])
+    both = stored[0] & stored[1]
+    for parent, child in ((0, 1), (1, 0)):  # a child's own chunks are others than its parent's
+        infos = [disk.chain.infos for disk in (old, new)]
+        if is_child(infos[parent][-1], infos[child][-1]):
+            own = both & (tables[child].layer[at[child]] == len(infos[child]) - 1)
+            differs, both = differs | own, both & ~own
     found_first, found_count = [first[differs]], [count[differs]]
-    for i in np.flatnonzero(stored[0] & stored[1]).tolist():
+    for i in np.flatnonzero(both).tolist():
         start, many = first.item(i), count.item(i)
         one, other = (
             _Rows(disk, disk.chain.table.run(k.item(i)), start)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 from dataclasses import dataclass
 
+from imagefs.block.ranges import Range, overlaps
 from imagefs.errors import ImagefsError
-from imagefs.image.changes import Range, overlaps
 from imagefs.interfaces import METADATA, Entry, EntryType, FileSystem, Reader
 
 _PIECE = 1 << 20

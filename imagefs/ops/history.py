@@ -10,22 +10,23 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass, field, replace
 
-from imagefs.browse.names import printable
+from imagefs.block.ranges import Range, cut, joined, overlaps
+from imagefs.browse.names import parts, printable
 from imagefs.errors import BrowseError, ImagefsError, PathNotFound
 from imagefs.image.catalog import Catalog
-from imagefs.image.changes import Range, changes_between, changes_of_child, is_child, joined, overlaps, within
+from imagefs.image.changes import changes_between, changes_of_child, is_child
 from imagefs.image.tail import ImageInfo
 from imagefs.interfaces import (
     Entry,
     EntryType,
     FileSystem,
-    KeepsRecords,
     ListsNames,
     NoProgress,
     Progress,
 )
 from imagefs.ops.compare import bytes_differ, differences
 from imagefs.ops.points import Opener, Point, opener_of
+from imagefs.ops.records import is_same_file, number_of, paths_of, records_in
 
 
 class Change(enum.StrEnum):
@@ -180,7 +181,7 @@ class _Reading:
                 return True
         if base.volume is None:
             return False
-        inside = within(changes, base.volume.start, base.volume.start + base.volume.length)
+        inside = cut(changes, base.volume.start, base.volume.start + base.volume.length)
         if self._seen.footprint is None or not inside:
             return bool(inside)
         doubt = overlaps(self._seen.footprint, inside)
@@ -193,7 +194,7 @@ class _Reading:
         volume = point.volume
         inside = [(0, point.bytes.size)]
         if changes is not None and base is not None and volume is not None and base.volume == volume:
-            inside = within(changes, volume.start, volume.start + volume.length)
+            inside = cut(changes, volume.start, volume.start + volume.length)
         self._tell(info, base, old, point, seen, inside)
         self._base, self._seen = point, seen
         self._spare = base.fs if base is not None and base.fs is not None else self._spare
@@ -204,14 +205,19 @@ class _Reading:
         self._result.opened += 1
         spare, self._spare = self._spare, None
         fs = point.open(spare)
-        path = self._result.path
         footprint = None
-        if isinstance(fs, KeepsRecords):
-            footprint = joined([(place.first, place.end) for place in fs.footprint(path)])
-        try:
-            entry = fs.lookup(path)
-        except PathNotFound:
-            return _Seen(footprint=footprint)
+        records = records_in(fs)
+        if records is not None:
+            traced = records.trace(self._result.path)
+            footprint = joined((place.first, place.end) for place in records.footprint(traced))
+            if len(traced) <= len(parts(self._result.path)):
+                return _Seen(footprint=footprint)
+            entry = traced[-1]
+        else:
+            try:
+                entry = fs.lookup(self._result.path)
+            except PathNotFound:
+                return _Seen()
         names = {}
         if entry.type is EntryType.DIRECTORY:
             listed = fs.names(entry) if isinstance(fs, ListsNames) else fs.children(entry)
@@ -225,18 +231,31 @@ class _Reading:
     ) -> None:
         versions = self._result.versions
         if seen.entry is None:
-            if old.entry is not None:
-                self._add(Change.DELETED, info, None)
+            if old.entry is not None and base is not None:
+                now = _moved(base, old.entry, point)
+                self._add(Change.RENAMED if now else Change.DELETED, info, None, other=now)
         elif old.entry is None or base is None:
-            self._add(Change.BACK if versions else Change.FIRST, info, seen.entry)
+            came = _moved(point, seen.entry, base) if base is not None else None
+            self._add(Change.BACK if versions else Change.FIRST, info, seen.entry, other=came)
         else:
-            words = differences(base.side, old.entry, point.side, seen.entry, inside)
-            added = tuple(sorted(name for name, at in seen.names.items() if old.names.get(name) != at))
-            removed = tuple(sorted(name for name, at in old.names.items() if seen.names.get(name) != at))
-            if added or removed:
-                words = ("entries", *words)
-            if words:
-                self._add(Change.CHANGED, info, seen.entry, words, added, removed)
+            self._tell_changed(info, base, old, point, seen, inside)
+
+    def _tell_changed(
+        self, info: ImageInfo, base: Point, old: _Seen, point: Point, seen: _Seen, inside: list[Range]
+    ) -> None:
+        assert old.entry is not None
+        assert seen.entry is not None
+        words = differences(base.side, old.entry, point.side, seen.entry, inside)
+        came = None
+        added = tuple(sorted(name for name, at in seen.names.items() if old.names.get(name) != at))
+        removed = tuple(sorted(name for name, at in old.names.items() if seen.names.get(name) != at))
+        if added or removed:
+            words = ("entries", *words)
+        if records_in(base.open()) and _is_replaced(base, old.entry, point, seen.entry):
+            words = (*(word for word in words if word != "metadata"), "replaced")
+            came = _moved(point, seen.entry, base)
+        if words:
+            self._add(Change.CHANGED, info, seen.entry, words, added, removed, came)
 
     def _add(
         self,
@@ -273,3 +292,20 @@ class _Reading:
         self._keep_open()
         if self._spare is not None:
             self._spare.close()
+
+
+def _is_replaced(base: Point, old: Entry, point: Point, new: Entry) -> bool:
+    """Whether another file has the name now."""
+    number = number_of(new)
+    return number != number_of(old) or not is_same_file(base.open(), point.open(), number)
+
+
+def _moved(here: Point, entry: Entry, there: Point) -> bytes | None:
+    """The path that the file of ``entry``, seen ``here``, has at another point, where it does not have it here."""
+    if here.volume is None or there.volume is None:
+        return None
+    number, (fs, other) = number_of(entry), (here.open(), there.open())
+    if not is_same_file(fs, other, number):
+        return None
+    known = paths_of(fs, [number]).get(number, [])
+    return next((path for path in paths_of(other, [number]).get(number, []) if path not in known), None)

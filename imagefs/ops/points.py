@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import UTC, tzinfo
 
+from imagefs.block.ranges import Range, joined
 from imagefs.block.views import BytesReader
 from imagefs.image.catalog import Catalog
-from imagefs.image.changes import Range, joined
 from imagefs.image.tail import ImageInfo
 from imagefs.interfaces import FileSystem, Reader
 from imagefs.ops.compare import Side

@@ -22,8 +22,7 @@ class Past:
         self.kind = kind
         self.volume = folder / "volume"
         self.set = folder / "set"
-        self._room = folder / "mounted"
-        self._room.mkdir()
+        self.room = folder / "mounted"
         self.set.mkdir()
         self.store = LocalStore(self.set, suffix=SUFFIX)
         run_tool(["truncate", "-s", str(size), self.volume])
@@ -38,16 +37,21 @@ class Past:
             run_tool(["mke2fs", "-q", "-F", "-t", kind, *words, self.volume])
 
     @contextlib.contextmanager
-    def mounted(self, *, options: str = "rw,noatime") -> Iterator[Path]:
+    def mounted(
+        self, *, options: str = "rw,noatime", volume: Path | None = None, room: Path | None = None
+    ) -> Iterator[Path]:
+        """``volume``, by default the one that changes, on the folder ``room``."""
+        volume, room = volume or self.volume, room or self.room
+        room.mkdir(exist_ok=True)
         if self.kind != "ntfs":
-            with loop_mounted(self.volume, self._room, fs_type=self.kind, options=options) as room:
+            with loop_mounted(volume, room, fs_type=self.kind, options=options):
                 yield room
             return
-        run_tool(["ntfs-3g", "-o", options.replace("noload", "norecover"), self.volume, self._room])
+        run_tool(["ntfs-3g", "-o", options, volume, room])
         try:
-            yield self._room
+            yield room
         finally:
-            run_tool(["umount", self._room])
+            run_tool(["umount", room])
 
     def step(self, change: Callable[[Path], Any] | None = None, **options: Any) -> str:
         """Change the volume and make an image of it; its id."""
