@@ -11,11 +11,12 @@ import numpy.typing as npt
 
 from imagefs.block.ranges import Range, overlaps
 from imagefs.browse.names import join, safe_name
+from imagefs.errors import BrowseError
 from imagefs.interfaces import Entry, FileSystem, KeepsRecords, Link, Reader, Table
 
 #: Names in one another, and names of one file that are followed; damaged directories may have more.
 _MAX_DEPTH, _MAX_PATHS = 2048, 4096
-_PIECE = 1 << 20
+_PIECE, _MAX_RECORD = 1 << 20, 1 << 16
 #: Records of NTFS before this one are its own, and the root's.
 _FIRST_FILE = 24
 
@@ -90,6 +91,8 @@ def changed_records(
 ) -> set[int]:
     """The numbers of records whose bytes differ between two volumes with the tables ``old`` and ``new``; outside of
     ``changes`` both volumes are the same. What only one has is a change where it is not zeros."""
+    for table, reader in (*((each, one) for each in old), *((each, other) for each in new)):
+        _check(table, reader)
     found: set[int] = set()
     cuts = sorted({edge for table in (*old, *new) for edge in (table.first, table.end)})
     for first, end in pairwise(cuts):
@@ -108,6 +111,14 @@ def changed_records(
                 part = first + (low - start) // length, first - (start - high) // length
                 found |= _differing(before, *part, one, (other, after))
     return found
+
+
+def _check(table: Table, reader: Reader) -> None:
+    """BrowseError unless all of a table lies in the volume; what says so was read from the disk."""
+    room = reader.size - table.offset
+    fits = 0 < table.length <= _MAX_RECORD and 0 <= table.first < table.end and table.offset >= 0
+    if not fits or (table.end - table.first) * table.length > room:
+        raise BrowseError("the records of the file system lie outside of the volume")
 
 
 def _table_at(tables: Sequence[Table], number: int) -> Table | None:
