@@ -80,7 +80,7 @@ def _diffs(shop: Workshop, kind: str, folder: Path, before: Path, after: Path) -
     def mounts() -> float:
         evict(before, after)
         with _mounted(before, kind, "ro") as one, _mounted(after, kind, "ro") as other:
-            words = ["diff", "-rq", "--no-dereference", one, other]
+            words = ["diff", "-rq", "--no-dereference", str(one), str(other)]
             return run_timed(["sh", "-c", '"$@"; test $? -le 1', "sh", *words]).seconds  # 1: they differ
 
     values = interleave(shop.runs, diff=diff, walks=walks, mounts=mounts)

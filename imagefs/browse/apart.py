@@ -56,7 +56,11 @@ def open_apart(
     plain = {
         name: ["zone", str(each)] if isinstance(each, tzinfo) else each for name, each in options.items()
     }
-    worker = after.leave_worker() if isinstance(after, ApartFileSystem) else None
+    worker = None
+    if isinstance(after, ApartFileSystem):
+        worker = after.leave_worker()
+    elif after is not None:
+        after.close()
     return ApartFileSystem(reader, limits or Limits(), plain, worker)
 
 

@@ -52,8 +52,15 @@ def differences(old: Side, one: Entry, new: Side, other: Entry, changes: list[Ra
 def content_differs(old: Side, one: Entry, new: Side, other: Entry, changes: list[Range]) -> bool:
     """Whether the content of two entries of the same type differs, named streams not looked at.
 
-    What the file system refuses to decode is compared as it lies on the disk.
+    Where one of them cannot be read nobody can say that they are the same, so they differ.
     """
+    try:
+        return _content_differs(old, one, new, other, changes)
+    except ImagefsError:
+        return True
+
+
+def _content_differs(old: Side, one: Entry, new: Side, other: Entry, changes: list[Range]) -> bool:
     if other.type is EntryType.SYMLINK:
         return old.fs.readlink(one) != new.fs.readlink(other)
     if other.type is EntryType.DEVICE:
@@ -65,23 +72,16 @@ def content_differs(old: Side, one: Entry, new: Side, other: Entry, changes: lis
     if other.size == 0:
         return False
     before, after = _content_places(old.fs, one), _content_places(new.fs, other)
-    if before == after and before:
+    if before == after and before:  # as it lies on the disk, so of what cannot be decoded too
         return bytes_differ(old.volume, new.volume, overlaps(after, changes))
-    return _decoded_differs(old, one, new, other)
+    with contextlib.ExitStack() as opened:
+        mine = opened.enter_context(contextlib.closing(old.fs.open(one)))
+        theirs = opened.enter_context(contextlib.closing(new.fs.open(other)))
+        return bytes_differ(mine, theirs, [(0, theirs.size)])
 
 
 def _content_places(fs: FileSystem, entry: Entry) -> list[Range]:
     return [(place.first, place.end) for place in fs.places(entry) if place.stream != METADATA]
-
-
-def _decoded_differs(old: Side, one: Entry, new: Side, other: Entry) -> bool:
-    with contextlib.ExitStack() as opened:
-        try:
-            before = opened.enter_context(contextlib.closing(old.fs.open(one)))
-            after = opened.enter_context(contextlib.closing(new.fs.open(other)))
-            return bytes_differ(before, after, [(0, after.size)])
-        except ImagefsError:
-            return True  # one cannot be read: nobody can say that they are the same
 
 
 def bytes_differ(one: Reader, other: Reader, ranges: list[Range]) -> bool:

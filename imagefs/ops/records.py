@@ -91,8 +91,9 @@ def changed_records(
 ) -> set[int]:
     """The numbers of records whose bytes differ between two volumes with the tables ``old`` and ``new``; outside of
     ``changes`` both volumes are the same. What only one has is a change where it is not zeros."""
-    for table, reader in (*((each, one) for each in old), *((each, other) for each in new)):
-        _check(table, reader)
+    for tables, reader in ((old, one), (new, other)):
+        for each in tables:
+            _check(each, reader)
     found: set[int] = set()
     cuts = sorted({edge for table in (*old, *new) for edge in (table.first, table.end)})
     for first, end in pairwise(cuts):
