@@ -123,7 +123,11 @@ def _change(volume: Path, kind: str, seed: int) -> str:
 @contextlib.contextmanager
 def _mounted(volume: Path, kind: str, option: str) -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as room:
-        command = ["ntfs-3g", "-o", f"noatime,{option}"] if kind == "ntfs" else ["mount", "-o", f"loop,noatime,{option}"]
+        command = (
+            ["ntfs-3g", "-o", f"noatime,{option}"]
+            if kind == "ntfs"
+            else ["mount", "-o", f"loop,noatime,{option}"]
+        )
         run_tool([*command, volume, room], timeout=300)
         try:
             yield Path(room)

@@ -16,6 +16,8 @@ from imagefs.browse.tskentry import address
 from imagefs.browse.tskhandle import Facts
 from imagefs.interfaces import Entry, Holding, Link, Place, Structure, Table
 
+_META_BG = 0x10
+
 
 class Records(Protocol):
     """The records of one file system, as ``KeepsRecords`` has them, but for names and paths."""
@@ -49,6 +51,8 @@ class Records(Protocol):
 
 def records_of(facts: Facts, directories: Directories) -> Records | None:
     """None of a file system that has none we know."""
+    if facts.xattrs is not None and facts.xattrs.superblock.incompat & _META_BG:
+        return None  # descriptors lie in every group
     if facts.ext is not None and facts.xattrs is not None and facts.ext.last:
         return ExtRecords(facts.reader, facts.xattrs.superblock, facts.ext, facts.xattrs)
     if facts.mft is not None:
