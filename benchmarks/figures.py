@@ -23,6 +23,7 @@ from benchmarks.mounts import (
     random_rate,
     sequential_rate,
 )
+from benchmarks.past import past
 from benchmarks.rows import Figure, LeftOut, Row
 from benchmarks.scale import GiantSet, giant_set
 from benchmarks.taking import taking
@@ -325,6 +326,7 @@ GROUPS: dict[str, Group] = {
     "trees": trees,
     "tar": tar,
     "get": taking,
+    "past": past,
     "scale": scale,
     "memory": memory,
 }

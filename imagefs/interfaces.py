@@ -375,6 +375,96 @@ class HasNameTimes(Protocol):
         ...
 
 
+class Table(NamedTuple):
+    """A stretch of the volume full of records: numbers ``first`` to before ``end``, each ``length`` bytes, from
+    byte ``offset`` on."""
+
+    first: int
+    end: int
+    length: int
+    offset: int
+
+
+class Holding(NamedTuple):
+    """Bytes ``first`` to before ``end`` of the volume belong to the file whose record has ``number``: to its contents
+    (a directory's are its list) or, with ``is_metadata``, to what tells where these are."""
+
+    number: int
+    first: int
+    end: int
+    is_metadata: bool
+
+
+class Link(NamedTuple):
+    """A name of record ``number`` in the directory with record ``parent``, as the directory has it."""
+
+    number: int
+    parent: int
+    name: bytes
+
+
+class Structure(NamedTuple):
+    """Bytes ``first`` to before ``end`` of the volume are what the file system keeps for itself: ``inode tables``."""
+
+    name: str
+    first: int
+    end: int
+
+
+@runtime_checkable
+class KeepsRecords(Protocol):
+    """A FileSystem that keeps a record of fixed length for each file at a fixed place (the inodes of ext, the MFT
+    of NTFS): two points in time can be compared by records, without a walk.
+
+    A record's number is the first of ``Entry.inode``. Of a file system that has no such records, or where they cannot
+    be found, ``tables`` gives none, and nothing else MUST be asked.
+    """
+
+    def tables(self) -> list[Table]:
+        """Where the records lie; those that were never used may be left out."""
+        ...
+
+    def trace(self, path: bytes, /) -> list[Entry]:
+        """The entries of the root and of each part of ``path``, as far as there are any; the same as by ``lookup``, but
+        no directory is listed for it."""
+        ...
+
+    def footprint(self, entries: list[Entry], /) -> list[Place]:
+        """Where everything lies on which it depends what a path is, and what is in it, ``entries`` being its ``trace``:
+        records and lists of its directories, its own record and contents. While none of these bytes change, ``lookup``
+        and ``open`` of it give the same."""
+        ...
+
+    def holdings(self, ranges: list[list[int]], /) -> list[Holding]:
+        """What of ``ranges`` ([first, end] in bytes of the volume) belongs to files in use, by its records."""
+        ...
+
+    def owners(self, numbers: list[int], /) -> list[int]:
+        """For each record that of the file it belongs to: itself, but for further records of a file (NTFS)."""
+        ...
+
+    def links(self, numbers: list[int], /) -> list[Link]:
+        """Every name of these records, and those of all directories above them. What no directory lists is left out."""
+        ...
+
+    def listed(self, numbers: list[int], /) -> list[Link]:
+        """All names in these directories; of what is none, nothing. What cannot be read of one is left out."""
+        ...
+
+    def entries(self, numbers: list[int], /) -> list[Entry]:
+        """The entry of each of these records, all with the path ``b"/"``; ``unreadable`` where it cannot be told."""
+        ...
+
+    def identities(self, numbers: list[int], /) -> list[str]:
+        """For each record what tells the file in it from an earlier or later one with the same number; empty for one
+        that is not in use."""
+        ...
+
+    def structures(self) -> list[Structure]:
+        """What belongs to no file; bytes that are in none of these and no file's are free."""
+        ...
+
+
 class Whole(enum.StrEnum):
     """How much of a deleted file its old place can still give."""
 

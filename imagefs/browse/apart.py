@@ -28,7 +28,21 @@ from imagefs.errors import BrowseError, ImagefsError
 from imagefs.interfaces import Entry, FileSystem, Named, Place, Reader
 
 #: Optional methods of a FileSystem. One that is added to ``interfaces.py`` is added here.
-_SHARED = ("names", "streams", "open_stream", "xattrs", "name_times", "deleted", "at", "wholeness")
+_SHARED = (
+    *("names", "streams", "open_stream", "xattrs", "name_times", "deleted", "at", "wholeness"),
+    *(
+        "tables",
+        "trace",
+        "footprint",
+        "holdings",
+        "owners",
+        "links",
+        "listed",
+        "entries",
+        "identities",
+        "structures",
+    ),
+)
 #: A file system is given up after so many deaths in so many seconds; what was asked then fails at once for as
 #: long as that.
 _MAX_DEATHS, _WITHIN = 12, 900.0
@@ -36,14 +50,25 @@ _GO_ON = dumps(["go on"])
 
 
 def open_apart(
-    reader: Reader, *, limits: Limits | None = None, crew: Crew | None = None, **options: Any
+    reader: Reader,
+    *,
+    limits: Limits | None = None,
+    crew: Crew | None = None,
+    after: FileSystem | None = None,
+    **options: Any,
 ) -> FileSystem:
     """As ``open_filesystem``, with the parsers in a process of their own, one of ``crew``; ``options`` are its
-    options: plain values and time zones."""
+    options: plain values and time zones. ``after`` is closed by this, and its worker goes on with the new one: a
+    start saved."""
     plain = {
         name: ["zone", str(each)] if isinstance(each, tzinfo) else each for name, each in options.items()
     }
-    return ApartFileSystem(reader, limits or Limits(), plain, crew)
+    worker = None
+    if isinstance(after, ApartFileSystem):
+        worker = after.leave_worker()
+    elif after is not None:
+        after.close()
+    return ApartFileSystem(reader, limits or Limits(), plain, crew, worker)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +89,12 @@ class ApartFileSystem:
     _module, _what = "imagefs.browse.worker", "file system"
 
     def __init__(
-        self, reader: Reader, limits: Limits, options: dict[str, Any], crew: Crew | None = None
+        self,
+        reader: Reader,
+        limits: Limits,
+        options: dict[str, Any],
+        crew: Crew | None = None,
+        worker: Worker | None = None,
     ) -> None:
         self._crew = crew
         self._reader = reader
@@ -78,6 +108,7 @@ class ApartFileSystem:
         self._guess: Guess | None = None
         self._deaths: deque[float] = deque(maxlen=_MAX_DEATHS)
         self._deadly: dict[bytes, tuple[float, str]] = {}
+        self._inherited = worker
         try:
             kind, folds, methods = self._ask(None)
         except BaseException:
@@ -157,6 +188,15 @@ class ApartFileSystem:
             self._crew.leaves(self)
 
     __del__ = close
+
+    def leave_worker(self) -> Worker | None:
+        """Close this file system, but for its worker, which is the caller's."""
+        with self._lock:
+            self._settle()
+            worker, self._worker, self._closed = self._worker, None, True
+        if self._crew is not None:
+            self._crew.leaves(self)
+        return worker
 
     # -- asking ------------------------------------------------------------------------------------
 
@@ -321,7 +361,12 @@ class ApartFileSystem:
 
     def _start(self, body: bytes | None, shown: str) -> Any:
         """A new worker's answer, to its opening the file system where nothing else is asked."""
-        worker = self._worker = Worker(self._reader, self._limits, module=self._module)
+        worker, self._inherited = self._inherited, None
+        if worker is None:
+            worker = Worker(self._reader, self._limits, module=self._module)
+        else:
+            worker.turn_to(self._reader)
+        self._worker = worker
         try:
             opened = understood(*worker.call(self._opening), "the file system")
         except ImagefsError:

@@ -37,6 +37,13 @@ def map_file(
 
     ``label`` names the file in errors. Raises BrowseError when there is no telling where anything lies.
     """
+    return map_with_tree(reader, block_size, root, size=size, extents=extents, label=label)[0]
+
+
+def map_with_tree(
+    reader: Reader, block_size: int, root: bytes, *, size: int, extents: bool, label: str
+) -> tuple[list[Piece], list[int]]:
+    """As ``map_file``, and the blocks that the map itself takes outside of the inode."""
     walk = _Walk(reader, block_size, limit=-(-size // block_size), label=label)
     pieces: list[Piece] = []
     for first, count, block in _joined(walk.extents(root) if extents else walk.pointers(root)):
@@ -45,7 +52,7 @@ def map_file(
             pieces.append(Piece(first * block_size, length, None if block is None else block * block_size))
         if len(pieces) > MAX_PIECES:
             raise damaged(label, 0, f"it is in more than {MAX_PIECES} pieces")
-    return pieces
+    return pieces, sorted(walk.seen)
 
 
 def _joined(runs: Iterator[_Run]) -> Iterator[_Run]:
@@ -75,7 +82,7 @@ class _Walk:
         self._size = block_size
         self._blocks = reader.size // block_size
         self._limit = limit
-        self._seen: set[int] = set()
+        self.seen: set[int] = set()
 
     def extents(self, root: bytes) -> Iterator[_Run]:
         """The extents with the holes between and behind them."""
@@ -141,9 +148,9 @@ class _Walk:
             yield first + start, stop - start, block or None
 
     def _read(self, block: int) -> bytes:
-        if block in self._seen or not 0 < block < self._blocks:
+        if block in self.seen or not 0 < block < self._blocks:
             raise damaged(self._label, 0, f"block {block} cannot be a part of its block map")
-        self._seen.add(block)
+        self.seen.add(block)
         return self._reader.read_at(block * self._size, self._size)
 
 

@@ -45,7 +45,7 @@ class ExtAttributes:
 
     def __init__(self, reader: Reader, superblock: Superblock, inodes: ExtInodes) -> None:
         self._reader = reader
-        self._super = superblock
+        self.superblock = self._super = superblock
         self._inodes = inodes
 
     def of(self, number: int, label: str) -> dict[bytes, bytes]:

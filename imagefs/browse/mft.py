@@ -74,11 +74,15 @@ class Mft:
     safe in several threads."""
 
     def __init__(self, table: MappedReader, record_size: int) -> None:
-        self._table = table
+        self.table = table
         self._size = record_size
         self._count = table.size // record_size
         self._step = max(1, _PIECE // record_size)
         self._pieces = PieceCache(lambda piece: self._read(piece * self._step, self._step), _PIECES)
+
+    @property
+    def record_size(self) -> int:
+        return self._size
 
     def get(self, number: int) -> Record | None:
         return decode(self.raw(number))
@@ -106,14 +110,14 @@ class Mft:
         """Have the records that will be asked for next read at once."""
         wanted = self._pieces.lacking(each // self._step for each in numbers if 0 <= each < self._count)
         length = self._step * self._size
-        parts = [each for piece in wanted for each in self._table.parts(piece * length, length)]
+        parts = [each for piece in wanted for each in self.table.parts(piece * length, length)]
         fetch((each.source, each.length) for each in parts if each.source is not None)
         for piece in wanted:
             with suppress(ImagefsError):
                 self._pieces.get(piece)
 
     def _read(self, first: int, count: int) -> bytes:
-        return self._table.read_at(first * self._size, count * self._size)
+        return self.table.read_at(first * self._size, count * self._size)
 
 
 def record_size(boot: bytes) -> int | None:

@@ -59,7 +59,7 @@ class AnyRecord(Mft):
 
     @classmethod
     def like(cls, mft: Mft) -> AnyRecord:
-        return cls(mft._table, mft._size)
+        return cls(mft.table, mft._size)
 
     def get(self, number: int) -> Record | None:
         raw = self.raw(number)
@@ -97,7 +97,7 @@ class AnyRecord(Mft):
     def _stretches(self) -> Iterator[tuple[int, int]]:
         """(first, count) of records that may hold something."""
         end = self._count * self._size
-        for extent in extents_of(self._table, 0, end):
+        for extent in extents_of(self.table, 0, end):
             if extent.state not in HOLES:
                 first = extent.offset // self._size
                 yield first, min(self._count, -(-(extent.offset + extent.length) // self._size)) - first

@@ -13,7 +13,9 @@ from typing import Any
 
 import pytsk3
 
+from imagefs.block.ranges import Ranges
 from imagefs.browse import tskentry, usage, wof
+from imagefs.browse.bigdir import Name
 from imagefs.browse.content import MappedReader
 from imagefs.browse.deleted import Deleted
 from imagefs.browse.extinode import ExtInodes, read_superblock
@@ -22,12 +24,26 @@ from imagefs.browse.fatdentry import Dentries
 from imagefs.browse.hfsplus import open_trees
 from imagefs.browse.listing import Listings
 from imagefs.browse.mft import Mft, record_size
-from imagefs.browse.names import FOLDED_KINDS, could_be_short, fold, printable, safe_name
+from imagefs.browse.names import FOLDED_KINDS, could_be_short, fold, parts, printable, safe_name
+from imagefs.browse.records import above, footprint, records_of, trace
 from imagefs.browse.tskcontent import Contents
 from imagefs.browse.tskdir import Directories
 from imagefs.browse.tskhandle import TSK_ERRORS, Facts, Handle, reason
-from imagefs.errors import NotAFileSystem, PathNotFound
-from imagefs.interfaces import Entry, Named, NameTimes, Place, Reader, Stream, Whole
+from imagefs.errors import ImagefsError, NotAFileSystem, PathNotFound
+from imagefs.interfaces import (
+    Entry,
+    EntryType,
+    Holding,
+    Link,
+    Named,
+    NameTimes,
+    Place,
+    Reader,
+    Stream,
+    Structure,
+    Table,
+    Whole,
+)
 
 _KINDS = {
     int(getattr(pytsk3, f"TSK_FS_TYPE_{constant}")): kind
@@ -191,6 +207,7 @@ class TskFileSystem:
         )
 
         self._deleted = Deleted(handle, facts, self._maker, self)
+        self._records = records_of(facts, self._directories)
 
     @property
     def label(self) -> str:
@@ -301,6 +318,67 @@ class TskFileSystem:
 
     def wholeness(self, entry: Entry, /) -> Whole:
         return self._deleted.wholeness(entry)
+
+    # -- by records, for comparing two points in time (KeepsRecords) ------------------------------
+
+    def tables(self) -> list[Table]:
+        return self._records.tables() if self._records is not None else []
+
+    def trace(self, path: bytes, /) -> list[Entry]:
+        assert self._records is not None
+        key = fold if self.case_insensitive else bytes
+        found = trace(self._records, self._facts.root_inode, key, path)
+        if found is not None:
+            return [self._numbered(number)._replace(path=at) for at, number in found]
+        entries, names = [self.root()], parts(path)
+        for count in range(1, len(names) + 1):
+            try:
+                entries.append(self.lookup(b"/" + b"/".join(names[:count])))
+            except PathNotFound:
+                break
+        return entries
+
+    def footprint(self, entries: list[Entry], /) -> list[Place]:
+        assert self._records is not None
+        return footprint(self._records, entries)
+
+    def holdings(self, ranges: list[list[int]], /) -> list[Holding]:
+        assert self._records is not None
+        return self._records.holdings(Ranges((first, end) for first, end in ranges))
+
+    def owners(self, numbers: list[int], /) -> list[int]:
+        assert self._records is not None
+        return self._records.owners(numbers)
+
+    def links(self, numbers: list[int], /) -> list[Link]:
+        assert self._records is not None
+        wanted = set(numbers)
+        return above(self._records.links(wanted), wanted)
+
+    def listed(self, numbers: list[int], /) -> list[Link]:
+        assert self._records is not None
+        return [link for number in numbers for link in self._records.listed(number)]
+
+    def entries(self, numbers: list[int], /) -> list[Entry]:
+        return [self._numbered(number) for number in numbers]
+
+    def _numbered(self, number: int) -> Entry:
+        entry = self._maker.from_disk(b"/", Name(b"", number))
+        if entry is not None:
+            return entry
+        try:
+            with self._handle.hold(f"record {number}") as info:
+                return self._maker.make(b"/", info.open_meta(inode=number))
+        except ImagefsError:
+            return tskentry.unreadable(b"/", number, EntryType.OTHER)
+
+    def identities(self, numbers: list[int], /) -> list[str]:
+        assert self._records is not None
+        return self._records.identities(numbers)
+
+    def structures(self) -> list[Structure]:
+        assert self._records is not None
+        return self._records.structures()
 
     def close(self) -> None:
         self._handle.close()

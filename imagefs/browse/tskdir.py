@@ -22,7 +22,7 @@ from imagefs.browse.names import FOLDED_KINDS, fold, join, printable, repeated, 
 from imagefs.browse.tskhandle import TSK_ERRORS, Facts, Handle
 from imagefs.browse.usage import EXFAT_SYSTEM
 from imagefs.errors import BrowseError, ImagefsError
-from imagefs.interfaces import Entry, EntryType, Named
+from imagefs.interfaces import Entry, EntryType, Link, Named
 
 #: Entries made under one hold of the lock.
 _BATCH = 128
@@ -332,6 +332,20 @@ class Directories:
                 if fold(each.name) == key:
                     return each.inode
         return None
+
+    def links(self, number: int) -> list[Link]:
+        """All names in the directory with record ``number``; what cannot be read of them is left out."""
+        found: list[Link] = []
+        directory = Entry(b"/", EntryType.DIRECTORY, 0, str(number))
+        with suppress(ImagefsError):
+            names = self._names_of(directory)
+            if names is None:
+                return [
+                    Link(tskentry.address(each.inode), number, each.name) for each in self.scan(directory)
+                ]
+            for _, block in names.blocks(Damage()):
+                found += [Link(each.inode, number, each.name) for each in block]
+        return found
 
     def _ntfs_names(self, directory: Entry, *, short: bool = False) -> Names | None:
         number, shown = tskentry.address(directory.inode), _quoted(directory)

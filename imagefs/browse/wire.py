@@ -22,7 +22,21 @@ from typing import Any
 from imagefs import errors
 from imagefs.browse.content import Piece
 from imagefs.errors import ImagefsError
-from imagefs.interfaces import Entry, EntryType, Extent, Named, NameTimes, Place, State, Stream, Whole
+from imagefs.interfaces import (
+    Entry,
+    EntryType,
+    Extent,
+    Holding,
+    Link,
+    Named,
+    NameTimes,
+    Place,
+    State,
+    Stream,
+    Structure,
+    Table,
+    Whole,
+)
 
 _COUNT = struct.Struct("<I")
 _COLUMNS = struct.Struct("<4I")
@@ -45,6 +59,10 @@ _SHAPES: tuple[tuple[type[Any], tuple[type | tuple[type, ...], ...]], ...] = (
     (EntryType, (str,)),
     (State, (int,)),
     (Whole, (str,)),
+    (Table, (int, int, int, int)),
+    (Holding, (int, int, int, bool)),
+    (Link, (int, int, bytes)),
+    (Structure, (str, int, int)),
 )
 _CLASSES = {shape[0]: number for number, shape in enumerate(_SHAPES)}
 

@@ -219,6 +219,8 @@ class _Server:
             return ch.ERROR, dumps([said, "".join(traceback.format_exception(error))[-4000:]])
 
     def _open(self, size: int, options: dict[str, Any]) -> list[object]:
+        self._held.clear()
+        self._coming = []
         self._reader = _ChannelReader(self._channel, size)
         options = {name: _option(each) for name, each in options.items()}
         fs = self._fs = self._opener(self._reader, **options)

@@ -66,6 +66,10 @@ class Worker:
         self._answer: tuple[bytes, bytes] | None = None
         self._left = 0.0
 
+    def turn_to(self, reader: Reader) -> None:
+        """From now on it reads ``reader``; what it is asked next must be to open the file system there."""
+        self._reader = reader
+
     def call(self, request: bytes) -> tuple[bytes, bytes]:
         """(letter, bytes) of the answer. WorkerDied when there is none; then nothing more can be asked."""
         self.begin(request)

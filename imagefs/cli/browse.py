@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import os
 import stat as modes
 from collections.abc import Iterator
@@ -29,7 +28,8 @@ from imagefs.cli.deleted import (
 )
 from imagefs.cli.details import details, stat_lines, with_streams
 from imagefs.cli.facts import volume_rows
-from imagefs.cli.text import one_line, quote, size_text, time_json, time_text, valid_text
+from imagefs.cli.rows import entry_row
+from imagefs.cli.text import one_line, quote, size_text, time_json, time_text
 from imagefs.cli.unlock import unlock_option
 from imagefs.cli.wiring import choose_image, open_disk, split_path
 from imagefs.errors import BrowseError, ImagefsError, IntegrityError, UsageError
@@ -135,25 +135,6 @@ class Places:
             if b"\\" in inner and not error.hint:
                 error.hint = "paths in an image are written with /"
             raise
-
-
-def entry_row(path: bytes, entry: Entry) -> dict[str, Any]:
-    """One entry of ``ls``, ``find`` and ``stat``."""
-    text = valid_text(path)
-    row: dict[str, Any] = {
-        "path": text if text is not None else path.decode("utf-8", "replace"),
-        "type": str(entry.type),
-        "size": entry.size,
-        "mtime": time_json(entry.mtime_ns),
-        "inode": entry.inode,
-        "deleted": entry.deleted,
-        "mode": f"{entry.mode:04o}",
-        "uid": entry.uid,
-        "gid": entry.gid,
-    }
-    if text is None:
-        row["path_b64"] = base64.b64encode(path).decode()
-    return row
 
 
 def write_name(console: Console, name: bytes, end: bytes) -> None:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 #: A job shorter than this shows no progress.
 QUIET_SECONDS = 1.0
 BEAT_SECONDS = 0.5
+#: Labels of phases whose progress is a number of these, not of bytes.
+COUNTED = ("images", "entries")
 #: The states that progress tells of, and their words there.
 STATE_WORDS = (("stored", "stored"), ("zero", "zero"), ("absent", "unchanged"), ("skipped", "skipped"))
 
@@ -297,8 +299,9 @@ class TerminalProgress(_Meter):
     def beat(self, seconds: float) -> None:
         rate, eta = self.rate_and_eta(seconds)
         share = min(1.0, self.done / self.total) if self.total else 0.0
-        text = f"{share:4.0%} of {size_text(self.total)}" if self.total else size_text(self.done)
-        text += f"  {size_text(int(rate))}/s"
+        amount = str if self.label.startswith(COUNTED) else size_text
+        text = f"{share:4.0%} of {amount(self.total)}" if self.total else amount(self.done)
+        text += f"  {amount(int(rate))}/s"
         text += f"  {duration_text(eta)} left" if eta is not None else ""
         text += self._counts_text()
         room = terminal_columns() - 1

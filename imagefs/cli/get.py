@@ -32,6 +32,7 @@ from imagefs.cli.deleted import (
     distinct_names,
     inode_option,
 )
+from imagefs.cli.history import image_of_version
 from imagefs.cli.text import quote, size_text
 from imagefs.cli.unlock import unlock_option
 from imagefs.cli.wiring import choose_image, open_disk, shown_disk
@@ -72,6 +73,12 @@ Job = tuple[Place, bytes]
     "--hashes", metavar="LIST", help="Digests in the manifest: md5,sha1,sha256,sha512. Default: sha256."
 )
 @click.option("--verify", is_flag=True, help="Read back from the medium what was written, and compare.")
+@click.option(
+    "--version",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="That version of PATH, as `imagefs history` counts; IMAGE is the set.",
+)
 @deleted_option
 @inode_option
 @common
@@ -85,6 +92,7 @@ def get(
     hashes: str | None,
     deleted: bool,
     inodes: tuple[str, ...],
+    version: int | None,
     **flags: bool,
 ) -> None:
     """Take files and folders out of IMAGE.
@@ -103,7 +111,14 @@ def get(
     check_inodes(paths[:-1], inodes)
     if not inodes:
         targets = _targets(sources, dest)
-    catalog, found = choose_image(console, image)
+    if version is not None:
+        if deleted or inodes:
+            raise UsageError(
+                "--version is that of a file by its path", hint="leave --deleted and --inode out"
+            )
+        catalog, found = image_of_version(console, image, sources, version)
+    else:
+        catalog, found = choose_image(console, image)
     with open_disk(catalog, found, fat_zone=console.fat_zone, unlocks=console.unlocks) as disk:
         reader = shown_disk(disk, unreadable="zeros")
         try:

@@ -59,6 +59,8 @@ COMMANDS = {
     "stat": ("imagefs.cli.browse", "stat"),
     "find": ("imagefs.cli.find", "find"),
     "timeline": ("imagefs.cli.timeline", "timeline"),
+    "history": ("imagefs.cli.history", "history"),
+    "diff": ("imagefs.cli.diff", "diff"),
     "get": ("imagefs.cli.get", "get"),
 }
 

@@ -21,6 +21,7 @@ from imagefs.cli.facts import (
     unreadable_bytes,
     unreadable_ranges,
 )
+from imagefs.cli.growth import say_growth
 from imagefs.cli.report import CASE_WORDS, ZEROS_IN_DIGESTS
 from imagefs.cli.text import age_text, one_line, quote, size_text, time_text, use_text, valid_text
 from imagefs.cli.unlock import unlock_option
@@ -48,9 +49,14 @@ STRONGEST = ("sha256", "sha512", "sha1", "md5")
 @click.option("--hashes", is_flag=True, help="Only the digest of disk.raw, as `sha256sum -c` takes it.")
 @click.option("--mapfile", is_flag=True, help="Only what could not be read, as a ddrescue mapfile.")
 @click.option("--affected", is_flag=True, help="Only the files that lie in what could not be read.")
+@click.option(
+    "--growth", is_flag=True, help="Only which files and metadata account for the size of this image."
+)
 @unlock_option
 @common
-def info(console: Console, image: str | None, hashes: bool, mapfile: bool, affected: bool) -> None:
+def info(
+    console: Console, image: str | None, hashes: bool, mapfile: bool, affected: bool, growth: bool
+) -> None:
     """Everything about one IMAGE: what it is, what it needs, its states and volumes."""
     catalog, found = choose_image(console, image)
     if hashes:
@@ -66,6 +72,9 @@ def info(console: Console, image: str | None, hashes: bool, mapfile: bool, affec
             return
         if affected:
             _say_affected(console, disk)
+            return
+        if growth:
+            say_growth(console, catalog, found, disk)
             return
         facts = image_document(disk, catalog.store.url)
         for finding in disk.table.findings:

@@ -9,10 +9,11 @@ from typing import Any
 import click
 
 from imagefs.browse import timeline as core
-from imagefs.cli.browse import Place, Places, entry_row, incomplete
+from imagefs.cli.browse import Place, Places, incomplete
 from imagefs.cli.command import common, fat_zone_option
 from imagefs.cli.console import Console
 from imagefs.cli.find import starts_of
+from imagefs.cli.rows import entry_row
 from imagefs.cli.text import time_json
 from imagefs.cli.unlock import unlock_option
 from imagefs.cli.wiring import VOLUME, choose_image, open_disk

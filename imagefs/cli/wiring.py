@@ -171,6 +171,16 @@ def open_image(path: str | os.PathLike[str]) -> DiskImage:
     return open_disk(catalog, info)
 
 
+def partition_number(volume: str) -> int:
+    """The number of a volume that is a partition. UsageError for one that lies inside another."""
+    if not volume[1:].isdigit():
+        raise UsageError(
+            f"{volume} lies inside another volume, and only partitions are compared over time",
+            hint="`imagefs mount SET DIR --history` shows it in every image",
+        )
+    return int(volume[1:])
+
+
 def split_path(path: bytes) -> tuple[str | None, bytes]:
     """``/p2/etc/fstab`` → (``p2``, ``/etc/fstab``); ``/`` → (None, ``/``). Raises UsageError."""
     if b"\\" in path and b"/" not in path:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 
+from imagefs.block.ranges import Ranges
 from imagefs.block.views import SliceReader
 from imagefs.errors import ImagefsError
 from imagefs.interfaces import METADATA, Entry, FileSystem, NoProgress, Place, Progress, Reader, Volume
@@ -75,7 +76,7 @@ def find_affected(
 ) -> Affected:
     """What lies in ``ranges`` ((first, end) in bytes of ``disk``). Damage costs names, it never raises."""
     progress = progress or NoProgress()
-    wanted = _Ranges(ranges)
+    wanted = Ranges(ranges)
     found = Affected()
     for volume in volumes:
         inside = wanted.within(volume.start, volume.start + volume.length)
@@ -83,7 +84,7 @@ def find_affected(
             continue
         progress.start(f"files of {volume.id}", None)
         reader = SliceReader(disk, volume.start, volume.length)
-        local = _Ranges((first - volume.start, end - volume.start) for first, end in inside)
+        local = Ranges((first - volume.start, end - volume.start) for first, end in inside)
         try:
             with contextlib.closing(_open(reader)) as fs:
                 _search(fs, volume, local, found)
@@ -99,7 +100,7 @@ def _open(reader: Reader) -> FileSystem:
     return open_apart(reader)
 
 
-def _search(fs: FileSystem, volume: Volume, wanted: _Ranges, found: Affected) -> None:
+def _search(fs: FileSystem, volume: Volume, wanted: Ranges, found: Affected) -> None:
     from imagefs.browse import walk
 
     errors: list[str] = []
@@ -140,7 +141,7 @@ def _add(found: Affected, volume: Volume, entry: Entry, stream: bytes, first: in
     )
 
 
-def _bad_records(fs: FileSystem, wanted: _Ranges) -> dict[str, tuple[int, int]]:
+def _bad_records(fs: FileSystem, wanted: Ranges) -> dict[str, tuple[int, int]]:
     """Numbers of the MFT's records that lie in the ranges, and where: small files are kept in them whole."""
     records: dict[str, tuple[int, int]] = {}
     with contextlib.suppress(ImagefsError):
@@ -168,25 +169,3 @@ def _shown(place: AffectedPlace) -> str:
 
     stream = f" ({printable(place.stream)})" if place.stream else ""
     return f"/{place.volume}{printable(place.path)}{stream}"
-
-
-class _Ranges:
-    """Ranges (first, end), joined and in order."""
-
-    def __init__(self, ranges: Iterable[tuple[int, int]]) -> None:
-        self._first: list[int] = []
-        self._end: list[int] = []
-        for first, end in sorted(ranges):
-            if self._end and first <= self._end[-1]:
-                self._end[-1] = max(self._end[-1], end)
-            elif end > first:
-                self._first.append(first)
-                self._end.append(end)
-
-    def within(self, first: int, end: int) -> list[tuple[int, int]]:
-        """The parts of the ranges between ``first`` and ``end``."""
-        parts, at = [], bisect_right(self._end, first)
-        while at < len(self._first) and self._first[at] < end:
-            parts.append((max(first, self._first[at]), min(end, self._end[at])))
-            at += 1
-        return parts

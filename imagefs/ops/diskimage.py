@@ -92,6 +92,7 @@ class DiskImage:
     def __init__(self, disk: VirtualDisk, info: ImageInfo, *, other: OtherOpener | None = None) -> None:
         self.disk = disk
         self._reader: Reader = disk
+        self._table_reader: Reader = disk
         self.info = info
         #: Where the clocks stood that wrote the times of FAT; see ``open_filesystem``.
         self.fat_zone: tzinfo = UTC
@@ -133,7 +134,7 @@ class DiskImage:
         """Damage where the table lies costs the volumes, not the rest of the disk."""
         sector_size = self.disk.sector_size
         try:
-            return read_table(self.disk, sector_size=sector_size)
+            return read_table(self._table_reader, sector_size=sector_size)
         except IntegrityError as error:
             message = f"the partition table cannot be read: {error.message}"
             finding = Finding("error", "table-unreadable", message, self.id)
@@ -233,6 +234,10 @@ class DiskImage:
         """Let volumes opened from now on read through ``reader``, which shows the same disk."""
         self._reader = reader
 
+    def table_through(self, reader: Reader) -> None:
+        """Let the partition table be read through ``reader``, which shows the same disk."""
+        self._table_reader = reader
+
     def _marked(self, volume: Volume) -> Reader:
         """The bytes of a volume, whose extents tell to the block what was not captured."""
         if volume.moment:  # whose files may need what is free on the volume now: no zeros for those
@@ -241,14 +246,15 @@ class DiskImage:
             return self.volume_reader(volume)
         return SliceReader(_SkipMarks(self._reader, self.disk), volume.start, volume.length)
 
-    def filesystem(self, which: int | str) -> FileSystem:
-        """The file system of a volume, by its number or id, closed with this image. Raises BrowseError."""
+    def filesystem(self, which: int | str, *, after: FileSystem | None = None) -> FileSystem:
+        """The file system of a volume, by its number or id, closed with this image. Raises BrowseError. ``after``, most
+        often of another image, is closed by this; its worker goes on with the new one."""
         from imagefs.browse import open_apart  # which verify and restore do not need
 
         volume = self.volume(which)
         reader = self._marked(volume)
         try:
-            opened = open_apart(reader, crew=self.crew, fat_zone=self.fat_zone)
+            opened = open_apart(reader, crew=self.crew, after=after, fat_zone=self.fat_zone)
         except NotAFileSystem as error:
             container = self.container(volume.id)
             if container is not None:
@@ -259,6 +265,11 @@ class DiskImage:
         with self._lock:
             self._open.append(opened)
         return opened
+
+    def let_go(self, fs: FileSystem) -> None:
+        """Closing this image no longer closes ``fs``, which ``filesystem`` gave."""
+        with self._lock:
+            self._open = [each for each in self._open if each is not fs]
 
     def file(self, volume: int | str | None = None) -> io.BufferedReader:
         """A read-only binary file object over the disk, or over one volume, for other libraries."""

@@ -192,7 +192,7 @@ def test_missing_peers_are_named_before_anything_is_built(
 
 def test_every_group_of_the_issue_is_there() -> None:
     capture = ["capture", "incremental", "used", "again", "forensic"]
-    reads = ["read", "chain", "trees", "tar", "get", "scale"]
+    reads = ["read", "chain", "trees", "tar", "get", "past", "scale"]
     assert list(GROUPS) == [*capture, "verify", "restore", *reads, "memory"]
 
 

@@ -130,9 +130,11 @@ def _copy_sparse(source: IO[bytes], target: Path) -> None:
 
 
 @contextlib.contextmanager
-def loop_device(path: Path, *, offset: int = 0, size: int | None = None) -> Iterator[str]:
-    """A read-only loop device over ``path``; root only."""
-    words = ["losetup", "--read-only", "--find", "--show", f"--offset={offset}"]
+def loop_device(
+    path: Path, *, offset: int = 0, size: int | None = None, writable: bool = False
+) -> Iterator[str]:
+    """A loop device over ``path``, read-only unless ``writable``; root only."""
+    words = ["losetup", *([] if writable else ["--read-only"]), "--find", "--show", f"--offset={offset}"]
     words += [f"--sizelimit={size}"] if size is not None else []
     device = tool_text(*words, path).strip()
     try:
@@ -146,7 +148,7 @@ def loop_mounted(path: Path, folder: Path, *, fs_type: str, options: str = "ro")
     """``path`` mounted by the kernel on ``folder``; root only. ext4 wants ``ro,noload`` for a dirty one."""
     need_tool("mount", "umount")
     folder.mkdir(parents=True, exist_ok=True)
-    with loop_device(path) as device:
+    with loop_device(path, writable="rw" in options.split(",")) as device:
         run_tool(["mount", "-t", fs_type, "-o", options, device, folder])
         try:
             yield folder
