@@ -25,7 +25,8 @@ FOREIGN = {
     "pyfsapfs": ("imagefs/browse/apfs.py",),
     "zstandard": ("imagefs/format/codec.py",),
     "click": ("imagefs/cli/",),
-    "rich": ("imagefs/cli/",),
+    "rich": ("imagefs/cli/", "imagefs/tui/"),
+    "textual": ("imagefs/tui/", "fixtures/draw.py"),
 }
 
 #: What only ``cli`` may do.
