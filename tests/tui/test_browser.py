@@ -342,7 +342,7 @@ def test_marking_by_glob(past: Path) -> None:
     drive(script, past, path=b"/p2/docs")
 
 
-@pytest.mark.parametrize("size", [(80, 24), (40, 10), (200, 60), (20, 5)])
+@pytest.mark.parametrize("size", [(80, 24), (200, 60), (20, 5)])
 def test_every_size_of_terminal(past: Path, size: tuple[int, int]) -> None:
     async def script(browser: Driven) -> None:
         for key in (
