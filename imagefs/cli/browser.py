@@ -29,7 +29,6 @@ from imagefs.interfaces import FileSystem
 from imagefs.ops.diskimage import DiskImage
 from imagefs.ops.history import Version as FileVersion
 from imagefs.ops.history import path_history
-from imagefs.ops.points import CACHE_BYTES
 from imagefs.tui.folder import Heed, Mark
 from imagefs.tui.session import Beat, Point, Taken, Version, VolumeRow, Wishes
 
@@ -145,7 +144,7 @@ class SetSession:
         return versions, history.notes
 
     def _opener(self, info: ImageInfo) -> DiskImage:
-        return open_disk(self._catalog, info, cache_bytes=CACHE_BYTES, fat_zone=self._console.fat_zone)
+        return open_disk(self._catalog, info, fat_zone=self._console.fat_zone)
 
     def close(self) -> None:
         pass
