@@ -47,7 +47,7 @@ def archive(
     progress = progress or NoProgress()
     run = _Run(fs, options or ExtractOptions(), writer, progress, manifest, report or ExtractReport())
     entries = [entry for entry, _ in jobs]
-    progress.start("archive", bytes_below(fs, entries) if count_first else None)
+    progress.start("archive", bytes_below(fs, entries, progress) if count_first else None)
     names = _Names(writer)
     for entry, name in jobs:
         run.tree(entry, name, names)

@@ -83,7 +83,7 @@ def extract(
     """
     options, progress = options or ExtractOptions(), progress or NoProgress()
     run = _Run(fs, options, progress, manifest, report or ExtractReport())
-    progress.start("extract", _total(fs, [entry for entry, _ in jobs], count_first))
+    progress.start("extract", _total(fs, [entry for entry, _ in jobs], count_first, progress))
     with ExitStack() as stack:
         folders: dict[bytes, Folder] = {}
         for entry, path in jobs:
@@ -95,9 +95,9 @@ def extract(
     return run.report
 
 
-def _total(fs: FileSystem, entries: list[Entry], count_first: bool) -> int | None:
+def _total(fs: FileSystem, entries: list[Entry], count_first: bool, progress: Progress) -> int | None:
     if count_first:
-        return bytes_below(fs, entries)
+        return bytes_below(fs, entries, progress)
     return sum(entry.size for entry in entries if entry.type is EntryType.FILE) or None
 
 
@@ -126,6 +126,7 @@ class _Run:
         self._fs = fs
         self._options = options
         self.report = report
+        self._advance = progress.advance
         self._files = FileWriter(fs, options, self.report, progress, manifest)
 
     def tree(self, entry: Entry, folder: Folder, name: bytes) -> None:
@@ -149,6 +150,7 @@ class _Run:
     def _one(
         self, entry: Entry, folder: Folder, name: bytes, spot: Spot, levels: list[_Level], trail: Trail
     ) -> None:
+        self._advance(0)  # of what has no bytes it would hear nothing, and could not end it
         try:
             made = folder.choose(name, entry.inode)
             match entry.type:

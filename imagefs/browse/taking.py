@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from imagefs.browse.names import printable, safe_name
 from imagefs.browse.walk import walk
 from imagefs.errors import ImagefsError
-from imagefs.interfaces import Entry, EntryType, FileSystem, Finding, HasStreams, HasXattrs, Stream
+from imagefs.interfaces import Entry, EntryType, FileSystem, Finding, HasStreams, HasXattrs, Progress, Stream
 
 #: Findings that are kept; of more than these only the number is.
 MAX_FINDINGS = 10_000
@@ -118,15 +118,19 @@ class Extras:
         ]
 
 
-def bytes_below(fs: FileSystem, entries: list[Entry]) -> int:
-    """The bytes of all files in and below ``entries``, as far as they can be listed."""
+def bytes_below(fs: FileSystem, entries: list[Entry], progress: Progress) -> int:
+    """The bytes of all files in and below ``entries``, as far as they can be listed. ``progress`` hears of them."""
 
     def ignore(_: ImagefsError) -> None:
         pass
 
+    progress.start("count", None)
     total = sum(entry.size for entry in entries if entry.type is EntryType.FILE)
     for entry in entries:
-        total += sum(each.size for each in walk(fs, entry, onerror=ignore) if each.type is EntryType.FILE)
+        for each in walk(fs, entry, onerror=ignore):
+            size = each.size if each.type is EntryType.FILE else 0
+            progress.advance(size)
+            total += size
     return total
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat as modes
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from imagefs.browse import DeletedTree, walk
+from imagefs.browse.walk import OnError
 from imagefs.cli.command import common, fat_zone_option
 from imagefs.cli.console import Console
 from imagefs.cli.deleted import (
@@ -69,10 +70,20 @@ def shown_path(volume: str, entry: Entry) -> bytes:
 
 
 class Places:
-    """Looks PATHs up in one image; each volume is opened once. ``tree`` makes that of its deleted files."""
+    """Looks PATHs up in one image; each volume is opened once. ``tree`` makes that of its deleted files, and
+    ``onerror`` hears what of them cannot be read, ``note`` what is to be known of them, else the console does."""
 
-    def __init__(self, console: Console, disk: DiskImage, *, tree: type[DeletedTree] = DeletedTree) -> None:
-        self._console = console
+    def __init__(
+        self,
+        console: Console,
+        disk: DiskImage,
+        *,
+        tree: type[DeletedTree] = DeletedTree,
+        onerror: OnError | None = None,
+        note: Callable[[str], None] | None = None,
+    ) -> None:
+        self._note = note or console.note
+        self._onerror = onerror or partial(incomplete, console)
         self._disk = disk
         self._tree = tree
         self._open: dict[str, FileSystem] = {}
@@ -102,9 +113,8 @@ class Places:
         fs = self.filesystem(volume)
         if volume not in self._trees:
             if fs.kind in NONE_KEPT:
-                self._console.note(f"imagefs: {volume}: {NONE_KEPT[fs.kind]}")
-            told = partial(incomplete, self._console)
-            self._trees[volume] = self._tree(fs, onerror=told)
+                self._note(f"imagefs: {volume}: {NONE_KEPT[fs.kind]}")
+            self._trees[volume] = self._tree(fs, onerror=self._onerror)
         tree = self._trees[volume]
         return Place(volume, tree, deleted_entry(tree, fs, inner))
 
@@ -225,8 +235,7 @@ def list_volumes(console: Console, disk: DiskImage) -> None:
     """The volumes with label, file system, size, used and role, so that a user finds C:."""
     for finding in disk.table.findings:
         console.warn(finding.message)
-    facts = {row["id"]: row for row in volume_rows(disk)}
-    rows = [_volume_row(disk, volume, facts[volume.id]) for volume in disk.all_volumes]
+    rows = listed_volumes(disk)
     if console.json_mode:
         console.stream("entries", rows)
         return
@@ -243,6 +252,11 @@ def list_volumes(console: Console, disk: DiskImage) -> None:
     for row in rows:
         if row["message"] and (row["state"] != "open" or row["filesystem"] == "raid"):
             console.note(f"imagefs: {one_line(row['message'])}")
+
+
+def listed_volumes(disk: DiskImage) -> list[dict[str, Any]]:
+    facts = {row["id"]: row for row in volume_rows(disk)}
+    return [_volume_row(disk, volume, facts[volume.id]) for volume in disk.all_volumes]
 
 
 def _volume_row(disk: DiskImage, volume: Volume, facts: dict[str, Any]) -> dict[str, Any]:
@@ -315,14 +329,16 @@ def stat(console: Console, image: str, paths: tuple[str, ...], inodes: tuple[str
     """Everything the file system says of files in IMAGE."""
     catalog, found = choose_image(console, image)
     with open_disk(catalog, found, fat_zone=console.fat_zone, unlocks=console.unlocks) as disk:
-        rows = [_stat_row(console, each) for each in Places(console, disk).chosen(paths, inodes)]
+        told = partial(incomplete, console)
+        rows = [stat_row(console, each, onerror=told) for each in Places(console, disk).chosen(paths, inodes)]
     console.document({"entries": rows})
     for row in rows:
         for line in stat_lines(row):
             console.line(line)
 
 
-def _stat_row(console: Console, place: Place) -> dict[str, Any]:
+def stat_row(console: Console, place: Place, *, onerror: OnError) -> dict[str, Any]:
+    """All that is known of an entry; ``onerror`` hears why there is no more."""
     entry = place.entry
     row = place.row(entry) | {
         "nlink": entry.nlink,
@@ -339,5 +355,5 @@ def _stat_row(console: Console, place: Place) -> dict[str, Any]:
     try:
         return row | details(console, place.fs, entry)
     except BrowseError as error:  # the rest is worth having
-        incomplete(console, error)
+        onerror(error)
         return row

@@ -254,7 +254,7 @@ def log_line(line: str) -> None:
     print(f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} {text}", file=sys.stderr, flush=True)
 
 
-class _Meter:
+class Meter:
     """Counts a phase; beats at most twice a second, and not in its first second."""
 
     def __init__(self) -> None:
@@ -288,7 +288,7 @@ class _Meter:
         return rate, max(0, self.total - self.done) / rate
 
 
-class TerminalProgress(_Meter):
+class TerminalProgress(Meter):
     """One line on stderr that is rewritten: a bar, percent, rate, time left, errors, states.
 
     It never fills the terminal's width, or it would wrap and stay: the bar takes what is left over.
@@ -326,7 +326,7 @@ class TerminalProgress(_Meter):
         print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
 
-class JsonProgress(_Meter):
+class JsonProgress(Meter):
     """A JSON line on stderr at every beat."""
 
     def beat(self, seconds: float) -> None:

@@ -37,7 +37,7 @@ from imagefs.cli.text import quote, size_text
 from imagefs.cli.unlock import unlock_option
 from imagefs.cli.wiring import choose_image, open_disk, shown_disk
 from imagefs.errors import BrowseError, UsageError
-from imagefs.interfaces import EntryType
+from imagefs.interfaces import EntryType, Progress
 
 #: (place in the image, path on this machine or in the archive)
 Job = tuple[Place, bytes]
@@ -141,12 +141,17 @@ def get(
                     )
                 else:
                     _to_stdout(console, entries, record, report)
-            for here in _by_volume([(place, b"") for place in entries]):
-                for finding in deleted_findings(here[0][0].fs, [place.entry for place, _ in here]):
-                    report.add(finding)
+            tell_deleted(entries, report)
         finally:
             reader.close()
     _say(console, report, manifest, silent=dest == b"-")
+
+
+def tell_deleted(places: list[Place], report: ExtractReport) -> None:
+    """Say of deleted files that were taken how whole they are, and which were left out."""
+    for here in _by_volume([(place, b"") for place in places]):
+        for finding in deleted_findings(here[0][0].fs, [place.entry for place, _ in here]):
+            report.add(finding)
 
 
 def _targets(names: list[bytes], dest: bytes) -> list[bytes]:
@@ -236,16 +241,36 @@ def _to_folder(
     console: Console, jobs: list[Job], options: ExtractOptions, record: Manifest | None, report: ExtractReport
 ) -> None:
     with _kept(console, report), console.progress() as progress:
-        for here in _by_volume(jobs):
-            extract(
-                here[0][0].fs,
-                [(place.entry, target) for place, target in here],
-                options=options,
-                progress=progress,
-                manifest=record,
-                report=report,
-                count_first=console.shows_progress,
-            )
+        take(
+            jobs,
+            options,
+            progress=progress,
+            report=report,
+            manifest=record,
+            count_first=console.shows_progress,
+        )
+
+
+def take(
+    jobs: list[Job],
+    options: ExtractOptions,
+    *,
+    progress: Progress,
+    report: ExtractReport,
+    manifest: Manifest | None = None,
+    count_first: bool,
+) -> None:
+    """Extract, volume by volume."""
+    for here in _by_volume(jobs):
+        extract(
+            here[0][0].fs,
+            [(place.entry, target) for place, target in here],
+            options=options,
+            progress=progress,
+            manifest=manifest,
+            report=report,
+            count_first=count_first,
+        )
 
 
 @contextmanager
@@ -331,8 +356,13 @@ def _say(console: Console, report: ExtractReport, manifest: str | None, *, silen
     if report.severities - {"note"}:
         console.exit_code = 4 if "verify" in report.codes else 3
     if not silent:
-        kept = f", {report.kept} of them there already" if report.kept else ""
-        console.line(f"{_count(report.files, 'file')}, {size_text(report.bytes)}{kept}")
+        console.line(taken_words(report))
+
+
+def taken_words(report: ExtractReport) -> str:
+    """What was made, in a line."""
+    kept = f", {report.kept} of them there already" if report.kept else ""
+    return f"{_count(report.files, 'file')}, {size_text(report.bytes)}{kept}"
 
 
 def _count(number: int, word: str) -> str:

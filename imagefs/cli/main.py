@@ -54,6 +54,7 @@ COMMANDS = {
     "umount": ("imagefs.cli.mount", "umount"),
     "nbd": ("imagefs.cli.nbd", "nbd"),
     "boot-test": ("imagefs.cli.boottest", "boot_test"),
+    "browse": ("imagefs.cli.browser", "browse"),
     "ls": ("imagefs.cli.browse", "ls"),
     "cat": ("imagefs.cli.browse", "cat"),
     "stat": ("imagefs.cli.browse", "stat"),

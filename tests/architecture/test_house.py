@@ -29,7 +29,8 @@ FOREIGN = {
     "pyvshadow": ("imagefs/volume/shadow.py",),
     "zstandard": ("imagefs/format/codec.py",),
     "click": ("imagefs/cli/",),
-    "rich": ("imagefs/cli/",),
+    "rich": ("imagefs/cli/", "imagefs/tui/"),
+    "textual": ("imagefs/tui/", "fixtures/draw.py"),
 }
 
 #: What only ``cli`` may do.
