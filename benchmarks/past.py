@@ -28,7 +28,7 @@ _MOST_SECONDS = 2.0
 
 _WALKS = """
 import sys, imagefs
-from imagefs.browse import walk
+from imagefs.browse.walk import walk
 for which in ("latest~1", "latest"):
     with imagefs.open(sys.argv[1] + "@" + which) as disk:
         fs = disk.filesystem(0)

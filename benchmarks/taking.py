@@ -28,7 +28,9 @@ _SEED = 5
 
 _WALK = """
 import sys, time, imagefs
-from imagefs.browse import open_apart, open_filesystem, walk
+from imagefs.browse.apart import open_apart
+from imagefs.browse.opening import open_filesystem
+from imagefs.browse.walk import walk
 opener = {"apart": open_apart, "direct": open_filesystem}[sys.argv[2]]
 with imagefs.open(sys.argv[1]) as disk:
     begin = time.perf_counter()

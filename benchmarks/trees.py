@@ -29,7 +29,7 @@ _SEED = 4
 
 _WALK = """
 import sys, time, imagefs
-from imagefs.browse import walk
+from imagefs.browse.walk import walk
 begin = time.perf_counter()
 with imagefs.open(sys.argv[1]) as disk:
     fs = disk.filesystem(0)

@@ -126,7 +126,7 @@ def _keep(path: Path, picture: bytes) -> None:
 
 def _loaders(disk: DiskImage) -> list[str]:
     """Programs on EFI system partitions: firmware finds those it was told of, and a new machine was told nothing."""
-    from imagefs.browse import find
+    from imagefs.browse.find import find
 
     found: list[str] = []
     for volume in (volume for volume in disk.volumes if volume.role == "esp"):

@@ -11,8 +11,8 @@ from typing import Any
 
 import click
 
-from imagefs.browse import DeletedTree, walk
-from imagefs.browse.walk import OnError
+from imagefs.browse.deletedtree import DeletedTree
+from imagefs.browse.walk import OnError, walk
 from imagefs.cli.command import common, fat_zone_option
 from imagefs.cli.console import Console
 from imagefs.cli.deleted import (

@@ -13,8 +13,9 @@ from typing import Any
 
 import click
 
-from imagefs.browse import ExtractOptions, ExtractReport, plan_targets
+from imagefs.browse.extract import plan_targets
 from imagefs.browse.names import printable
+from imagefs.browse.taking import ExtractOptions, ExtractReport
 from imagefs.cli.browse import Place, Places, listed_volumes, stat_row
 from imagefs.cli.command import Terminated, common, fat_zone_option
 from imagefs.cli.console import Console, Meter, default_set

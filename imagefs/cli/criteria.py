@@ -10,7 +10,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta, tzinfo
 from types import FrameType
 
-from imagefs.browse import Range
+from imagefs.browse.find import Range
 from imagefs.errors import BrowseError, UsageError
 
 _UNITS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4, "P": 5}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from imagefs.browse import DeletedTree
+from imagefs.browse.deletedtree import DeletedTree
 from imagefs.browse.names import repeated, shown_name
 from imagefs.browse.walk import OnError
 from imagefs.cli.text import quote

@@ -11,8 +11,10 @@ from typing import Any
 
 import click
 
-from imagefs.browse import Content, HashSet, Range
-from imagefs.browse import find as find_in
+from imagefs.browse.examine import Content
+from imagefs.browse.find import Range
+from imagefs.browse.find import find as find_in
+from imagefs.browse.hashset import HashSet
 from imagefs.cli.browse import Place, Places, incomplete, write_entry
 from imagefs.cli.command import common, fat_zone_option
 from imagefs.cli.console import Console

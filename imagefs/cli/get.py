@@ -10,17 +10,12 @@ from contextlib import contextmanager, nullcontext
 
 import click
 
-from imagefs.browse import (
-    ExtractOptions,
-    ExtractReport,
-    Manifest,
-    archive,
-    archive_writer,
-    extract,
-    plan_targets,
-)
+from imagefs.browse.archive import archive
 from imagefs.browse.copying import new_hashes, pieces, plan
-from imagefs.browse.manifest import ALGORITHMS
+from imagefs.browse.extract import extract, plan_targets
+from imagefs.browse.manifest import ALGORITHMS, Manifest
+from imagefs.browse.taking import ExtractOptions, ExtractReport
+from imagefs.browse.tarzip import archive_writer
 from imagefs.cli.browse import Place, Places
 from imagefs.cli.command import common, fat_zone_option
 from imagefs.cli.console import Console

@@ -95,13 +95,13 @@ def find_affected(
 
 
 def _open(reader: Reader) -> FileSystem:
-    from imagefs.browse import open_apart
+    from imagefs.browse.apart import open_apart
 
     return open_apart(reader)
 
 
 def _search(fs: FileSystem, volume: Volume, wanted: Ranges, found: Affected) -> None:
-    from imagefs.browse import walk
+    from imagefs.browse.walk import walk
 
     errors: list[str] = []
     records = _bad_records(fs, wanted) if fs.kind == "ntfs" else {}

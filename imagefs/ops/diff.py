@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from imagefs.block.ranges import Range, cut, overlaps
-from imagefs.browse import walk
+from imagefs.browse.walk import walk
 from imagefs.errors import ImagefsError
 from imagefs.interfaces import (
     Entry,

@@ -249,7 +249,7 @@ class DiskImage:
     def filesystem(self, which: int | str, *, after: FileSystem | None = None) -> FileSystem:
         """The file system of a volume, by its number or id, closed with this image. Raises BrowseError. ``after``, most
         often of another image, is closed by this; its worker goes on with the new one."""
-        from imagefs.browse import open_apart  # which verify and restore do not need
+        from imagefs.browse.apart import open_apart  # which verify and restore do not need
 
         volume = self.volume(which)
         reader = self._marked(volume)

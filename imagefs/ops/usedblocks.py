@@ -155,7 +155,7 @@ def _without_swap_files(part: Reader, first: I64, end: I64, *, keep_swap: bool) 
 
 
 def _open(part: Reader) -> FileSystem:
-    from imagefs.browse import open_apart
+    from imagefs.browse.apart import open_apart
 
     return open_apart(part)
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
-from imagefs.browse import find
+from imagefs.browse.find import find
 from imagefs.errors import BrowseError, ImagefsError, PathNotFound
 from imagefs.interfaces import Entry, EntryType, FileSystem, Whole
 from imagefs.tui.folder import PORTION, Gone, Heed, Order, Rows, arranged, name_test

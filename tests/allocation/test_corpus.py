@@ -10,7 +10,7 @@ import pytest
 
 from imagefs.block.devices import open_source
 from imagefs.block.views import SliceReader
-from imagefs.browse import open_filesystem
+from imagefs.browse.opening import open_filesystem
 from imagefs.browse.walk import walk
 from imagefs.errors import ImagefsError
 from imagefs.interfaces import EntryType, Volume

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from imagefs.allocation.ntfs import OpenFile, read_ntfs
 from imagefs.allocation.usedmap import UsedMap
 from imagefs.block.views import BytesReader
-from imagefs.browse import open_filesystem
+from imagefs.browse.opening import open_filesystem
 from imagefs.errors import AllocationError, ImagefsError, PathNotFound
 from imagefs.interfaces import FileSystem, Reader
 from tests.allocation import experiment

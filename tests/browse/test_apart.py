@@ -17,9 +17,11 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from imagefs.block.views import BytesReader
-from imagefs.browse import open_apart, open_filesystem, walk, workers
-from imagefs.browse.apart import _GO_ON, ApartFileSystem
+from imagefs.browse import workers
+from imagefs.browse.apart import _GO_ON, ApartFileSystem, open_apart
 from imagefs.browse.content import MappedReader
+from imagefs.browse.opening import open_filesystem
+from imagefs.browse.walk import walk
 from imagefs.browse.workers import Limits
 from imagefs.errors import BrowseError, ImagefsError, IntegrityError, NotAFileSystem, PathNotFound
 from imagefs.interfaces import EntryType, Extent, FileSystem, HasStreams, HasXattrs, ListsNames, State
@@ -534,7 +536,7 @@ def test_a_worker_dies_with_its_parent_even_in_a_loop(mined: Path) -> None:
     code = (
         "import sys, threading\n"
         "from pathlib import Path\n"
-        "from imagefs.browse import open_apart, workers\n"
+        "from imagefs.browse import workers; from imagefs.browse.apart import open_apart\n"
         "from tests.browse.disks import FileReader\n"
         "from tests.browse.hostile_parser import hostile_start\n"
         "workers._START = hostile_start()\n"
@@ -588,7 +590,7 @@ def test_a_worker_has_little_to_do_harm_with(ext4: Path) -> None:
 
 def test_a_command_does_not_load_the_parsers(ext4: Path) -> None:
     code = (
-        "import sys\nfrom pathlib import Path\nfrom imagefs.browse import open_apart\n"
+        "import sys\nfrom pathlib import Path\nfrom imagefs.browse.apart import open_apart\n"
         "from tests.browse.disks import FileReader\n"
         "fs = open_apart(FileReader(Path(sys.argv[1])))\nprint(len(list(fs.children(fs.root()))))\nfs.close()\n"
         "assert not {'pytsk3', 'pyfatfs', 'imagefs.browse.tsk'} & set(sys.modules), sys.modules.keys()\n"

@@ -13,8 +13,10 @@ from typing import IO, Any
 import pytest
 
 from imagefs.block.views import BytesReader
-from imagefs.browse import apfs, open_filesystem, walk
+from imagefs.browse import apfs
 from imagefs.browse.apfs import ApfsFileSystem, open_apfs
+from imagefs.browse.opening import open_filesystem
+from imagefs.browse.walk import walk
 from imagefs.errors import BrowseError, ImagefsError, IntegrityError, NotAFileSystem, PathNotFound
 from imagefs.interfaces import EntryType, HasStreams, HasXattrs, Stream
 from tests.browse.disks import BreakingReader, FileReader

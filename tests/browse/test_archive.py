@@ -13,14 +13,11 @@ from pathlib import Path
 import pytest
 
 from imagefs.block.views import BytesReader
-from imagefs.browse import (
-    ExtractOptions,
-    ExtractReport,
-    Manifest,
-    archive,
-    archive_writer,
-    open_filesystem,
-)
+from imagefs.browse.archive import archive
+from imagefs.browse.manifest import Manifest
+from imagefs.browse.opening import open_filesystem
+from imagefs.browse.taking import ExtractOptions, ExtractReport
+from imagefs.browse.tarzip import archive_writer
 from imagefs.errors import BrowseError, TargetError
 from imagefs.interfaces import Entry, EntryType, Extent, FileSystem, State
 from tests.browse.disks import MIB, STAMP_NS, FakeFs, FileReader, file, folder, link, make_ext, pattern

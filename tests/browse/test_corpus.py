@@ -11,7 +11,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-from imagefs.browse import open_filesystem, walk
+from imagefs.browse.opening import open_filesystem
+from imagefs.browse.walk import walk
 from imagefs.errors import ImagefsError
 from imagefs.interfaces import Entry, EntryType, FileSystem
 from tests.browse.disks import FileReader, fls, icat
@@ -22,7 +23,8 @@ from tests.support.oracles import corpus_file, corpus_folder, unpack, unpacked_c
 VISIT = """
 import json, sys
 from pathlib import Path
-from imagefs.browse import open_filesystem, walk
+from imagefs.browse.opening import open_filesystem
+from imagefs.browse.walk import walk
 from imagefs.errors import ImagefsError
 from tests.browse.disks import FileReader
 def visit(path):

@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from fixtures.tools import run_tool
-from imagefs.browse import open_apart
-from imagefs.browse.apart import ApartFileSystem
+from imagefs.browse.apart import ApartFileSystem, open_apart
 from imagefs.browse.crew import Crew
 from imagefs.store.local import LocalReader
 

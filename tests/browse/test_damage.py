@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from imagefs.block.views import BytesReader
-from imagefs.browse import open_filesystem, walk
+from imagefs.browse.opening import open_filesystem
 from imagefs.browse.sniff import seems_to_be
 from imagefs.browse.tsk import open_tsk
+from imagefs.browse.walk import walk
 from imagefs.errors import BrowseError, IntegrityError, NotAFileSystem
 from imagefs.interfaces import FileSystem
 from tests.browse.disks import (

@@ -14,10 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from imagefs.block.views import BytesReader
-from imagefs.browse import decmpfs, lzvn, open_filesystem, walk
+from imagefs.browse import decmpfs, lzvn
 from imagefs.browse.decmpfs import DecmpfsReader, Head
 from imagefs.browse.hfsplus import open_trees
 from imagefs.browse.lzfse import unpack_lzfse, unpack_lzvn
+from imagefs.browse.opening import open_filesystem
+from imagefs.browse.walk import walk
 from imagefs.errors import BrowseError, ImagefsError
 from tests.browse import mac
 from tests.browse.disks import FileReader, icat, pattern

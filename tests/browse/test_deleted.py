@@ -16,12 +16,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imagefs.block.views import MarkedReader
-from imagefs.browse import DeletedTree, open_filesystem, walk, worker, workers
+from imagefs.browse import worker, workers
 from imagefs.browse.apart import open_apart
+from imagefs.browse.deletedtree import DeletedTree
 from imagefs.browse.extdeleted import _block_names
 from imagefs.browse.ntfsdeleted import _left_over, parse
+from imagefs.browse.opening import open_filesystem
 from imagefs.browse.remains import ORPHANS, REALLOCATED
 from imagefs.browse.tsk import TskFileSystem, open_tsk
+from imagefs.browse.walk import walk
 from imagefs.errors import BrowseError, ImagefsError, PathNotFound
 from imagefs.interfaces import Entry, EntryType, KeepsDeleted, Reader, State, Whole
 from tests.browse.disks import (

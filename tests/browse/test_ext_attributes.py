@@ -11,8 +11,9 @@ import pytest
 
 from fixtures.tools import run_tool
 from imagefs.block.views import BytesReader
-from imagefs.browse import open_filesystem, walk
+from imagefs.browse.opening import open_filesystem
 from imagefs.browse.tsk import open_tsk
+from imagefs.browse.walk import walk
 from imagefs.errors import BrowseError, ImagefsError
 from imagefs.interfaces import EntryType, FileSystem, HasXattrs
 from tests.browse.disks import MIB, FileReader, debugfs, pattern, sparse_file

@@ -13,9 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imagefs.block.views import BytesReader
-from imagefs.browse import ExtractOptions, ExtractReport, extract, open_filesystem, plan_targets
 from imagefs.browse import place as place_module
 from imagefs.browse.content import MappedReader, Piece
+from imagefs.browse.extract import extract, plan_targets
+from imagefs.browse.opening import open_filesystem
+from imagefs.browse.taking import ExtractOptions, ExtractReport
 from imagefs.errors import BrowseError, IntegrityError, TargetError, UsageError
 from imagefs.interfaces import Entry, EntryType, Extent, Reader, State
 from tests.browse.disks import MIB, STAMP_NS, FakeFs, FileReader, file, folder, link, pattern

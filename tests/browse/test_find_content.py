@@ -12,7 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from imagefs.block.views import BytesReader, MarkedReader
-from imagefs.browse import Content, HashSet, Range, examine, find, open_filesystem
+from imagefs.browse import examine
+from imagefs.browse.examine import Content
+from imagefs.browse.find import Range, find
+from imagefs.browse.hashset import HashSet
+from imagefs.browse.opening import open_filesystem
 from imagefs.errors import BrowseError, ImagefsError, PathNotFound
 from imagefs.interfaces import Entry, EntryType, NoProgress, Reader, State, Stream, Whole
 from tests.browse.disks import FakeFs, FileReader, file, folder

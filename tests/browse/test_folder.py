@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from imagefs.browse import walk
 from imagefs.browse.folder import FolderFileSystem
+from imagefs.browse.walk import walk
 from imagefs.errors import BrowseError, IntegrityError, PathNotFound
 from imagefs.interfaces import Entry, EntryType, Named, State
 from tests.browse.disks import file, pattern

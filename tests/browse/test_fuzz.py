@@ -13,7 +13,8 @@ FUZZ = """
 import random, sys
 from pathlib import Path
 from imagefs.block.views import BytesReader
-from imagefs.browse import open_filesystem, walk
+from imagefs.browse.opening import open_filesystem
+from imagefs.browse.walk import walk
 from imagefs.errors import ImagefsError
 source, first, count = Path(sys.argv[1]).read_bytes(), int(sys.argv[2]), int(sys.argv[3])
 used = [at for at in range(0, len(source), 512) if any(source[at:at + 512])]

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from imagefs.browse import HashSet, hashset
+from imagefs.browse import hashset
+from imagefs.browse.hashset import HashSet
 from tests.support.oracles import run_tool
 
 NAMES = [f"file {number}" for number in range(40)]

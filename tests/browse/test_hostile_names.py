@@ -11,7 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from imagefs.browse import ExtractOptions, ExtractReport, archive, archive_writer, extract, open_filesystem
+from imagefs.browse.archive import archive
+from imagefs.browse.extract import extract
+from imagefs.browse.opening import open_filesystem
+from imagefs.browse.taking import ExtractOptions, ExtractReport
+from imagefs.browse.tarzip import archive_writer
 from imagefs.interfaces import FileSystem
 from tests.browse.disks import FileReader, debugfs, fls, make_ext, make_fat, make_ntfs
 

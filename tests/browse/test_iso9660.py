@@ -10,8 +10,9 @@ import pytest
 
 from fixtures.tools import run_tool
 from imagefs.block.views import BytesReader
-from imagefs.browse import open_filesystem, walk
 from imagefs.browse.isorecord import decode
+from imagefs.browse.opening import open_filesystem
+from imagefs.browse.walk import walk
 from imagefs.errors import BrowseError, ImagefsError
 from imagefs.interfaces import Entry, EntryType, FileSystem
 from tests.browse.disks import FileReader, pattern

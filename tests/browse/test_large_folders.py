@@ -10,11 +10,12 @@ import pytest
 
 from imagefs.block.devices import open_source
 from imagefs.block.views import BytesReader
-from imagefs.browse import listing, open_filesystem, tskdir
+from imagefs.browse import listing, tskdir
 from imagefs.browse.bigdir import Damage, ExtNames
 from imagefs.browse.content import Piece
 from imagefs.browse.nameindex import NameIndex
 from imagefs.browse.names import fold
+from imagefs.browse.opening import open_filesystem
 from imagefs.errors import PathNotFound
 from imagefs.interfaces import FileSystem, Named
 from tests.browse.disks import CountedReader, dirent, make_large_folder

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from fixtures.tools import run_tool
-from imagefs.browse import open_filesystem
 from imagefs.browse.fat import open_fat
 from imagefs.browse.names import could_be_short
+from imagefs.browse.opening import open_filesystem
 from imagefs.errors import PathNotFound
 from tests.browse.disks import FileReader, make_fat, make_ntfs
 from tests.browse.windows import ntfs3g

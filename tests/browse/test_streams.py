@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 
 from imagefs.block.views import BytesReader, MarkedReader
-from imagefs.browse import Content, find, open_filesystem
 from imagefs.browse.content import Piece
+from imagefs.browse.examine import Content
+from imagefs.browse.find import find
 from imagefs.browse.lznt1 import CompressedReader, blocks
+from imagefs.browse.opening import open_filesystem
 from imagefs.errors import BrowseError, ImagefsError, PathNotFound
 from imagefs.interfaces import EntryType, Extent, FileSystem, HasStreams, HasXattrs, Place, Reader, State
 from tests.browse.disks import (

@@ -14,15 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imagefs.block.views import BytesReader
-from imagefs.browse import (
-    ExtractOptions,
-    ExtractReport,
-    Manifest,
-    extract,
-    filewriter,
-    open_filesystem,
-)
-from imagefs.browse.manifest import line_of, parse_line
+from imagefs.browse import filewriter
+from imagefs.browse.extract import extract
+from imagefs.browse.manifest import Manifest, line_of, parse_line
+from imagefs.browse.opening import open_filesystem
+from imagefs.browse.taking import ExtractOptions, ExtractReport
 from imagefs.errors import BrowseError, TargetError
 from imagefs.interfaces import Entry, Extent, Reader, State, Stream
 from tests.browse.disks import MIB, STAMP_NS, FakeFs, FileReader, file, folder, link, make_ext, pattern

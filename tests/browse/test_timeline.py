@@ -14,7 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imagefs.browse import mft, open_filesystem, timeline, tskentry
+from imagefs.browse import mft, timeline, tskentry
+from imagefs.browse.opening import open_filesystem
 from imagefs.browse.timeline import Line, Timeline, body, lines
 from imagefs.browse.tsk import TskFileSystem, open_tsk
 from imagefs.errors import BrowseError, ImagefsError

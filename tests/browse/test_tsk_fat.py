@@ -16,10 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imagefs.block.views import BytesReader
-from imagefs.browse import open_filesystem, walk
 from imagefs.browse.fat import chain, open_fat
 from imagefs.browse.fatdentry import Dentries, _dos_ns, _zoned
+from imagefs.browse.opening import open_filesystem
 from imagefs.browse.tsk import open_tsk
+from imagefs.browse.walk import walk
 from imagefs.errors import BrowseError, NotAFileSystem, PathNotFound
 from imagefs.interfaces import EntryType, FileSystem
 from tests.browse.disks import FileReader, fls, icat, make_fat, pattern
@@ -113,7 +114,7 @@ def test_times_do_not_depend_on_the_time_zone(plain_stage: Path, tmp_path: Path)
     fat = make_fat(tmp_path / "fat", plain_stage)
     code = (
         "import sys; from pathlib import Path; from tests.browse.disks import FileReader;"
-        "from imagefs.browse import open_filesystem;"
+        "from imagefs.browse.opening import open_filesystem;"
         "print(open_filesystem(FileReader(Path(sys.argv[1]))).lookup(b'/a.txt').mtime_ns)"
     )
     root = Path(__file__).parents[2]
@@ -239,7 +240,7 @@ def test_pyfatfs_says_nothing_on_stderr(tmp_path: Path) -> None:
     path.write_bytes(raw[:at] + torn + raw[at:][: len(raw) - at - 32])
     code = (
         "import sys; from pathlib import Path; from tests.browse.disks import FileReader;"
-        "from imagefs.browse import open_filesystem, walk;"
+        "from imagefs.browse.opening import open_filesystem; from imagefs.browse.walk import walk;"
         "fs = open_filesystem(FileReader(Path(sys.argv[1])));"
         "print([entry.path for entry in walk(fs, fs.root(), onerror=print)])"
     )

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from imagefs.browse import open_filesystem, walk
+from imagefs.browse.opening import open_filesystem
+from imagefs.browse.walk import walk
 from imagefs.errors import BrowseError, PathNotFound
 from imagefs.interfaces import EntryType, FileSystem, State
 from tests.browse.disks import (

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imagefs.browse import Range, find, open_filesystem, walk
-from imagefs.browse.find import glob
-from imagefs.browse.walk import MAX_DEPTH
+from imagefs.browse.find import Range, find, glob
+from imagefs.browse.opening import open_filesystem
+from imagefs.browse.walk import MAX_DEPTH, walk
 from imagefs.errors import BrowseError, ImagefsError
 from imagefs.interfaces import Entry, EntryType
 from tests.browse.disks import FakeFs, FileReader, file, folder, link

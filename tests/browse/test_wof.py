@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from imagefs.block.views import BytesReader
-from imagefs.browse import open_filesystem
 from imagefs.browse.fwnt import unpacker
 from imagefs.browse.lzx import decompress
+from imagefs.browse.opening import open_filesystem
 from imagefs.browse.wof import ALGORITHMS, WofReader
 from imagefs.errors import BrowseError, PathNotFound
 from imagefs.interfaces import FileSystem

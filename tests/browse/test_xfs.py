@@ -11,7 +11,8 @@ from pathlib import Path
 import pyfsxfs
 import pytest
 
-from imagefs.browse import open_filesystem, walk
+from imagefs.browse.opening import open_filesystem
+from imagefs.browse.walk import walk
 from imagefs.browse.xfs import open_xfs
 from imagefs.interfaces import EntryType, State
 from tests.browse.disks import MIB, FileReader, pattern

@@ -12,7 +12,7 @@ from pathlib import Path
 import google_crc32c
 import pytest
 
-from imagefs.browse import walk
+from imagefs.browse.walk import walk
 from imagefs.browse.xfs import open_xfs
 from imagefs.browse.xfsdisk import Xfs, read_superblock
 from imagefs.errors import BrowseError, NotAFileSystem, PathNotFound

@@ -14,7 +14,7 @@ from pathlib import Path
 import click
 import pytest
 
-from imagefs.browse import Range
+from imagefs.browse.find import Range
 from imagefs.cli.criteria import moment, needle_of_hex, needle_of_text, path_pattern, size_range
 from imagefs.cli.find import find
 from imagefs.errors import BrowseError, UsageError

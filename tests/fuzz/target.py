@@ -45,7 +45,8 @@ def _slice(disk, volume):  # type: ignore[no-untyped-def]
 
 def look_into(part) -> None:  # type: ignore[no-untyped-def]
     """Walk, read and ask everything there is to ask."""
-    from imagefs.browse import open_filesystem, walk
+    from imagefs.browse.opening import open_filesystem
+    from imagefs.browse.walk import walk
     from imagefs.errors import ImagefsError
 
     with contextlib.closing(open_filesystem(part)) as fs:
@@ -90,7 +91,7 @@ def _in_this_process() -> None:
     """Capture looks into NTFS in a worker, where a crash would not be seen, and starts partclone, which is not
     ours to fuzz."""
     from imagefs.allocation import partclone
-    from imagefs.browse import open_filesystem
+    from imagefs.browse.opening import open_filesystem
     from imagefs.ops import usedblocks
 
     usedblocks._open = open_filesystem

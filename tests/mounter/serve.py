@@ -17,7 +17,9 @@ from typing import Any
 from imagefs.block.devices import open_source
 from imagefs.block.overlay import open_overlay
 from imagefs.block.views import BytesReader, WritableSlice
-from imagefs.browse import open_apart, open_filesystem, workers
+from imagefs.browse import workers
+from imagefs.browse.apart import open_apart
+from imagefs.browse.opening import open_filesystem
 from imagefs.browse.workers import Limits
 from imagefs.errors import ImagefsError
 from mounter import nodes, requests

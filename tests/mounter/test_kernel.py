@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from imagefs.block.views import BytesReader, SliceReader
-from imagefs.browse import open_filesystem, walk
+from imagefs.browse.opening import open_filesystem
+from imagefs.browse.walk import walk
 from imagefs.cli.wiring import open_by_kernel
 from imagefs.errors import BrowseError, NotAFileSystem
 from imagefs.interfaces import EntryType, FileSystem, Reader

@@ -13,7 +13,7 @@ import pytest
 from fixtures import inner
 from imagefs.block.devices import open_source
 from imagefs.block.views import BytesReader, MarkedReader, SliceReader
-from imagefs.browse import open_apart
+from imagefs.browse.apart import open_apart
 from imagefs.errors import Locked
 from imagefs.interfaces import Reader, State, Volume
 from imagefs.ops.innervolumes import InnerVolumes, Secret

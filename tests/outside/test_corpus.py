@@ -8,7 +8,8 @@ import pytest
 
 from imagefs.block.devices import open_source
 from imagefs.block.views import SliceReader
-from imagefs.browse import open_filesystem, walk
+from imagefs.browse.opening import open_filesystem
+from imagefs.browse.walk import walk
 from imagefs.errors import BrowseError, ImagefsError
 from imagefs.format.header import Mode
 from imagefs.image.catalog import scan

@@ -13,7 +13,9 @@ import pytest
 
 from fixtures.build import build_superfloppy
 from imagefs.block.devices import open_source
-from imagefs.browse import open_apart, open_filesystem, walk
+from imagefs.browse.apart import open_apart
+from imagefs.browse.opening import open_filesystem
+from imagefs.browse.walk import walk
 from imagefs.errors import ImagefsError
 from imagefs.interfaces import EntryType, FileSystem
 from tests.browse.disks import MIB, debugfs, make_ext, make_fat, make_ntfs, pattern

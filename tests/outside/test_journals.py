@@ -20,7 +20,7 @@ from fixtures.build import MIB, make_sparse
 from fixtures.sparse import splice
 from fixtures.tools import run_tool
 from imagefs.block.views import BytesReader
-from imagefs.browse import open_filesystem
+from imagefs.browse.opening import open_filesystem
 from tests.allocation.test_ntfs import log as restart_pages
 from tests.cli.mounts import Room, fingerprint, mounted
 from tests.mounter.conftest import wait_until

@@ -7,7 +7,7 @@ import stat
 from pathlib import Path
 
 from imagefs.block.views import extents_of
-from imagefs.browse import walk
+from imagefs.browse.walk import walk
 from imagefs.interfaces import HOLES, Entry, EntryType, FileSystem, HasXattrs, Reader
 
 _TYPES = {
