@@ -6,12 +6,14 @@ one; it gets nothing of ours but the socket and a pipe that closes with us.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import signal
 import socket
 import struct
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -27,6 +29,7 @@ from imagefs.interfaces import Extent, Reader
 
 _RANGE = struct.Struct("<QQ")
 _MAX_EXTENTS = 1000
+_MODULE = "imagefs.browse.worker"
 _START = (
     "import sys; sys.path[:] = {path!r}; from {module} import main; main({descriptor}, {memory}, {seconds})"
 )
@@ -56,12 +59,10 @@ class WorkerDied(Exception):
 class Worker:
     """One process, in which the ``main`` of ``module`` runs. For one thread at a time, but ``kill`` is for any."""
 
-    def __init__(self, reader: Reader, limits: Limits, *, module: str = "imagefs.browse.worker") -> None:
+    def __init__(self, reader: Reader, limits: Limits, *, module: str = _MODULE) -> None:
         self._reader = reader
         self._limits = limits
-        ours, theirs = socket.socketpair()
-        with theirs:
-            self._process = _spawn(theirs.fileno(), limits, module)
+        self._process, ours = _Spare.take(limits, module)
         self._channel = Channel(ours, silence=limits.silence)
         self._answer: tuple[bytes, bytes] | None = None
         self._left = 0.0
@@ -165,12 +166,59 @@ class Worker:
 
     def kill(self) -> None:
         """End it, whatever it does. Safe to call twice, and while another thread waits for an answer."""
-        self._process.kill()
-        self._process.wait()
-        with contextlib.suppress(OSError):
-            if self._process.stdin is not None:
-                self._process.stdin.close()
+        _end(self._process)
         self._channel.end()
+
+
+class _Spare:
+    """A worker that was started before it is known what for: 0.2 s in which the image is looked for and opened."""
+
+    _lock = threading.Lock()
+    _kept: tuple[str, subprocess.Popen[bytes], socket.socket] | None = None
+
+    @classmethod
+    def prepare(cls) -> None:
+        with cls._lock:
+            if cls._kept is None:
+                cls._kept = _START, *_started(Limits(), _MODULE)
+                atexit.register(cls.dismiss)
+
+    @classmethod
+    def take(cls, limits: Limits, module: str) -> tuple[subprocess.Popen[bytes], socket.socket]:
+        with cls._lock:
+            if cls._kept is None or (cls._kept[0], limits, module) != (_START, Limits(), _MODULE):
+                return _started(limits, module)
+            (_, process, ours), cls._kept = cls._kept, None
+        atexit.unregister(cls.dismiss)
+        return process, ours
+
+    @classmethod
+    def dismiss(cls) -> None:
+        with cls._lock:
+            kept, cls._kept = cls._kept, None
+        if kept is not None:
+            _end(kept[1])
+            kept[2].close()
+
+
+#: Start a worker that the next one takes over; at most one is kept.
+prepare = _Spare.prepare
+#: End the one that was started and not taken.
+dismiss = _Spare.dismiss
+
+
+def _started(limits: Limits, module: str) -> tuple[subprocess.Popen[bytes], socket.socket]:
+    ours, theirs = socket.socketpair()
+    with theirs:
+        return _spawn(theirs.fileno(), limits, module), ours
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    process.wait()
+    with contextlib.suppress(OSError):
+        if process.stdin is not None:
+            process.stdin.close()
 
 
 def _spawn(descriptor: int, limits: Limits, module: str) -> subprocess.Popen[bytes]:

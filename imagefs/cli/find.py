@@ -107,7 +107,7 @@ def find(console: Console, image: str, path: str, null: bool, **options: Any) ->
     and the exit code is 3.
     """
     asked = _asked(console, options)
-    catalog, found = choose_image(console, image)
+    catalog, found = choose_image(console, image, browse=True)
     with (
         open_disk(catalog, found, fat_zone=console.fat_zone, unlocks=console.unlocks) as disk,
         console.progress() as progress,

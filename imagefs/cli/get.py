@@ -113,7 +113,7 @@ def get(
             )
         catalog, found = image_of_version(console, image, sources, version)
     else:
-        catalog, found = choose_image(console, image)
+        catalog, found = choose_image(console, image, browse=True)
     with open_disk(catalog, found, fat_zone=console.fat_zone, unlocks=console.unlocks) as disk:
         reader = shown_disk(disk, unreadable="zeros")
         try:

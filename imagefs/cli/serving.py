@@ -87,7 +87,7 @@ def serve(
 def _serve_image(console: Console, image: str, path: str, wishes: Wishes, readiness: Readiness | None) -> int:
     notes: list[str] = []
     wishes = replace(wishes, natives=tuple((name, resolve(place)) for name, place in wishes.natives))
-    catalog, info = choose_image(console, image, note=notes.append if readiness else None)
+    catalog, info = choose_image(console, image, note=notes.append if readiness else None, browse=True)
     file = os.path.join(catalog.store.url, info.name)
     with open_disk(catalog, info, fat_zone=console.fat_zone, unlocks=console.unlocks) as disk:
         spec = mount_spec(disk, catalog.store.url, unreadable=wishes.unreadable, overlay=wishes.overlay)

@@ -38,7 +38,7 @@ def timeline(console: Console, image: str, path: str, as_csv: bool) -> None:
         raise UsageError("--csv and --json cannot go together", hint="leave one of them out")
     where = os.fsencode(path)
     where = b"/" + where if VOLUME.fullmatch(where) else where
-    catalog, chosen = choose_image(console, image)
+    catalog, chosen = choose_image(console, image, browse=True)
     with open_disk(catalog, chosen, fat_zone=console.fat_zone, unlocks=console.unlocks) as disk:
         found = _lines(console, list(starts_of(console, disk, Places(console, disk), where)))
         if console.json_mode:

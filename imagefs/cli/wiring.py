@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import time
@@ -16,7 +17,7 @@ from imagefs.block.views import MarkedReader, RefusingReader
 from imagefs.cli.console import Console, cache_folder, default_set
 from imagefs.cli.text import age_text, time_text
 from imagefs.cli.unlock import secrets_of
-from imagefs.errors import FormatError, NotAFileSystem, StoreError, UsageError
+from imagefs.errors import BrowseError, FormatError, NotAFileSystem, StoreError, UsageError
 from imagefs.image.catalog import SUFFIX, Catalog, ImageInfo, read_info, scan
 from imagefs.image.select import select
 from imagefs.interfaces import FileSystem, Reader, State
@@ -68,11 +69,18 @@ def choose_image(
     *,
     look: Look = look_at,
     note: Callable[[str], None] | None = None,
+    browse: bool = False,
 ) -> tuple[Catalog, ImageInfo]:
     """The image a command is to work on; one that was chosen by time or order is named on stderr, or to ``note``.
 
-    Nothing, or a text that begins with @, means the set of ``IMAGEFS_SET``.
+    Nothing, or a text that begins with @, means the set of ``IMAGEFS_SET``. ``browse``: its file systems will be
+    asked for, so the process that reads them starts now.
     """
+    if browse:
+        from imagefs.browse.workers import prepare
+
+        with contextlib.suppress(BrowseError):  # who needs it will hear of it
+            prepare()
     if not text or text.startswith("@"):
         text = default_set() + (text or "")
     catalog, info, chosen = find_image(text, zone=console.zone, look=look)

@@ -511,6 +511,7 @@ def test_threads_get_their_own_answers(ext4: Path) -> None:
 
 def test_nothing_is_left_behind(ext4: Path) -> None:
     """No process and no descriptor, closed or forgotten, killed or not."""
+    workers.dismiss()
     gc.collect()
     before = len(os.listdir("/proc/self/fd"))
     for round_ in range(4):
@@ -530,6 +531,26 @@ def test_nothing_is_left_behind(ext4: Path) -> None:
         assert not Path(f"/proc/{pid}").exists()
     assert len(os.listdir("/proc/self/fd")) == before
     assert children_of(os.getpid()) == []
+
+
+def test_a_worker_that_was_started_before_is_taken(ext4: Path) -> None:
+    workers.prepare()
+    workers.prepare()
+    (spare,) = children_of(os.getpid())
+    fs = open_apart(FileReader(ext4), limits=Limits(cpu=50))
+    assert isinstance(fs, ApartFileSystem)
+    assert worker_of(fs) != spare, "it has other limits"
+    fs.close()
+    fs = open_apart(FileReader(ext4))
+    assert isinstance(fs, ApartFileSystem)
+    assert worker_of(fs) == spare
+    assert len(list(fs.children(fs.lookup(b"/many")))) == 300
+    fs.close()
+    assert children_of(os.getpid()) == []
+    workers.prepare()
+    (spare,) = children_of(os.getpid())
+    workers.dismiss()
+    assert not Path(f"/proc/{spare}").exists()
 
 
 def test_a_worker_dies_with_its_parent_even_in_a_loop(mined: Path) -> None:
