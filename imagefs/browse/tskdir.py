@@ -15,10 +15,11 @@ from imagefs.block.cache import BlockCache
 from imagefs.block.views import BytesReader
 from imagefs.browse import tskentry
 from imagefs.browse.bigdir import Damage, ExtNames, InlineNames, KnownNames, Name, Names, NtfsNames
-from imagefs.browse.content import FetchMany, FetchReader, MappedReader, Piece
+from imagefs.browse.content import FetchReader, MappedReader
 from imagefs.browse.mft import pieces_of
 from imagefs.browse.nameindex import NameIndex
 from imagefs.browse.names import FOLDED_KINDS, fold, join, printable, repeated, safe_name, shown_name
+from imagefs.browse.soon import Soon
 from imagefs.browse.tskhandle import TSK_ERRORS, Facts, Handle
 from imagefs.browse.usage import EXFAT_SYSTEM
 from imagefs.errors import BrowseError, ImagefsError
@@ -30,11 +31,6 @@ _BATCH = 128
 #: many names are kept, at 12 bytes each. Names after so many are not told apart from those before.
 _BIG, _MAX_INDEXED = 1 << 20, 96 << 20
 _KEPT_NAMES, _MAX_SEEN = 4_000_000, 1 << 20
-#: Folders up to this size are worth reading before they are listed; so many are remembered, and about so many
-#: read at once.
-_SOON, _MOST_SOON, _ENOUGH_SOON = 64 << 10, 2000, 256
-#: So few entries are not worth a look at what can be read at once.
-_FEW = 3
 #: From this size on TSK's quadratic listing is worse than our own.
 _QUADRATIC = 256 << 10
 #: Types that a directory tells for sure and whose entries need no look of their own.
@@ -53,9 +49,7 @@ class Directories:
         self._facts = facts
         self._maker = maker
         self._key = fold if facts.kind in FOLDED_KINDS else bytes
-        #: The names of folders that will be listed soon, None of one that is not small.
-        self._soon: dict[int, Names | None] = {}
-        self._fetch: FetchMany = getattr(facts.reader, "fetch", lambda ranges: None)
+        self._soon = Soon(facts, self._find_names)
         self._indexes = BlockCache[str, NameIndex](_KEPT_NAMES, len)
 
     def scan(self, directory: Entry) -> Iterator[Entry]:
@@ -70,14 +64,14 @@ class Directories:
             damage = Damage()
             if names.size < _BIG:
                 if not isinstance(names, KnownNames):
-                    self._fetch_blocks([names])
+                    self._soon.fetch_blocks([names])
                 inside = [each for _, block in names.blocks(damage) for each in block]
                 if not isinstance(names, KnownNames):
-                    self._fetch_entries(inside)
+                    self._soon.fetch_entries(inside)
                 yield from self._small(directory, inside, errors)
             else:
                 for block in self._apart(directory, names, damage):
-                    self._fetch_entries(block)
+                    self._soon.fetch_entries(block)
                     yield from self._entries(directory, block, errors)
             if damage.blocks:
                 errors.insert(0, damage.error or _damage(directory, damage))
@@ -261,51 +255,14 @@ class Directories:
         return kind == "exfat" and name in EXFAT_SYSTEM and not int(meta.mtime)
 
     def soon(self, folders: Sequence[Entry]) -> None:
-        """These will be listed next, and folders in them: have what that takes read at once, level by level."""
-        if not folders or tskentry.address(folders[0].inode) in self._soon:
-            return
-        numbers = [tskentry.address(each.inode) for each in folders]
-        if len(self._soon) > _MOST_SOON:
-            self._soon.clear()
-        done = 0
-        while numbers and done < _ENOUGH_SOON:
-            numbers = [each for each in numbers if each not in self._soon][:_ENOUGH_SOON]
-            done += len(numbers)
-            numbers = self._level(numbers)
-
-    def _level(self, numbers: list[int]) -> list[int]:
-        """Read the blocks of small folders, then the inodes or records that they name; the folders in them."""
-        found: dict[int, Names] = {}
-        for number in numbers:
-            self._soon[number] = None
-            with suppress(ImagefsError):
-                names = self._names_of(Entry(b"", EntryType.DIRECTORY, 0, str(number)))
-                if names is not None and names.size <= _SOON:
-                    found[number] = names
-        self._fetch_blocks(found.values())
-        known = {number: KnownNames(names) for number, names in found.items()}
-        self._soon |= known
-        inside = [each for names in known.values() for each in names.all()]
-        self._fetch_entries(inside)
-        return [each.inode for each in inside if each.type is EntryType.DIRECTORY]
-
-    def _fetch_blocks(self, folders: Iterable[Names]) -> None:
-        """Have the blocks of small folders read at once."""
-        pieces = [each for names in folders for each in _pieces_of(names)]
-        if len(pieces) > 1:
-            self._fetch((each.source, each.length) for each in pieces if each.source is not None)
-
-    def _fetch_entries(self, names: list[Name]) -> None:
-        """Have the inodes or records that ``names`` name read at once."""
-        table = self._facts.ext or self._facts.mft
-        if table is not None and len(names) > _FEW:
-            table.soon([each.inode for each in names], self._fetch)
+        """These will be listed next: have what that takes read at once, where the reader has ``fetch``."""
+        self._soon.expect(folders)
 
     def _names_of(self, directory: Entry) -> Names | None:
         """The names of a directory of ext or NTFS; None where TSK has to list it."""
-        known = self._soon.pop(tskentry.address(directory.inode), None) if self._soon else None
-        if known is not None:
-            return known
+        return self._soon.take(directory) or self._find_names(directory)
+
+    def _find_names(self, directory: Entry) -> Names | None:
         if self._facts.ext is not None:
             return self._ext_names(directory)
         return self._ntfs_names(directory) if self._facts.kind == "ntfs" else None
@@ -381,11 +338,6 @@ class Directories:
             root, used = (_whole(file, found[kind]) for kind in (_INDEX_ROOT, _BITMAP))
         content = FetchReader(tree.size, tskentry.fetcher(self._handle, file, tree, shown), label=shown)
         return NtfsNames(root, content, used, short=short)
-
-
-def _pieces_of(names: Names) -> list[Piece]:
-    content = getattr(names, "content", None)
-    return content.pieces if isinstance(content, MappedReader) else []
 
 
 def _safe_names(block: list[Name]) -> list[Name]:
