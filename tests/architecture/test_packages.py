@@ -24,6 +24,7 @@ OF_ESSENTIAL = {
     "dd",
     "diff",
     "env",
+    "fallocate",
     "ls",
     "mount",
     "sh",

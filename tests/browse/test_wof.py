@@ -68,7 +68,7 @@ def test_every_way_of_packing_is_decoded(fs: FileSystem, packing: str) -> None:
 @root_only
 def test_the_packed_stream_is_not_told_but_opened_by_name(fs: FileSystem) -> None:
     entry = fs.lookup(b"/marked")
-    assert [tuple(stream) for stream in fs.streams(entry)] == [(b"Zone.Identifier", 14)]  # type: ignore[attr-defined]
+    assert [(each.name, each.size) for each in fs.streams(entry)] == [(b"Zone.Identifier", 14)]  # type: ignore[attr-defined]
     assert fs.open(entry).read_at(0, 9_999) == b"tiny" * 1_000
     packed = fs.open(fs.lookup(b"/marked:WofCompressedData"))
     assert packed.read_at(0, packed.size) == wof_stream(b"tiny" * 1_000, "LZX")

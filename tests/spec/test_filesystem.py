@@ -319,7 +319,7 @@ def _is_ours(process: int) -> bool:
 
 def test_a_worker_that_dies_costs_one_request(fs: ImageFileSystem) -> None:
     fs.ls("p0")
-    worker = fs.opened.filesystem(0)._worker  # type: ignore[attr-defined]
+    worker = fs.opened.filesystem("p0")._worker  # type: ignore[attr-defined]
     worker._process.kill()
     with pytest.raises(OSError, match="was killed"):
         fs.info("p0/report.txt")
