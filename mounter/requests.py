@@ -149,7 +149,9 @@ class Requests:
         try:
             attributes = self.operations.attributes(path)
         except FileNotFoundError:
-            missing = min(KEEP_MISSING_SECONDS, self._seconds(path))
+            missing = KEEP_MISSING_SECONDS
+            if self._fleeting and path.count(b"/") <= 2:  # a point that cannot be opened may be whole soon
+                missing = KEEP_FLEETING_SECONDS
             return _ENTRY.pack(0, 0, missing, 0, 0, 0) + bytes(_ATTR.size)
         return self._entry(path, attributes)
 
