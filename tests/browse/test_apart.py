@@ -513,6 +513,7 @@ def test_nothing_is_left_behind(ext4: Path) -> None:
     """No process and no descriptor, closed or forgotten, killed or not."""
     workers.dismiss()
     gc.collect()
+    others = set(children_of(os.getpid()))
     before = len(os.listdir("/proc/self/fd"))
     for round_ in range(4):
         fs = open_apart(FileReader(ext4))
@@ -529,14 +530,16 @@ def test_nothing_is_left_behind(ext4: Path) -> None:
         del fs
         gc.collect()
         assert not Path(f"/proc/{pid}").exists()
-    assert len(os.listdir("/proc/self/fd")) == before
-    assert children_of(os.getpid()) == []
+    assert len(os.listdir("/proc/self/fd")) <= before
+    assert set(children_of(os.getpid())) <= others
 
 
 def test_a_worker_that_was_started_before_is_taken(ext4: Path) -> None:
+    workers.dismiss()
+    others = set(children_of(os.getpid()))
     workers.prepare()
     workers.prepare()
-    (spare,) = children_of(os.getpid())
+    (spare,) = set(children_of(os.getpid())) - others
     fs = open_apart(FileReader(ext4), limits=Limits(cpu=50))
     assert isinstance(fs, ApartFileSystem)
     assert worker_of(fs) != spare, "it has other limits"
@@ -546,11 +549,11 @@ def test_a_worker_that_was_started_before_is_taken(ext4: Path) -> None:
     assert worker_of(fs) == spare
     assert len(list(fs.children(fs.lookup(b"/many")))) == 300
     fs.close()
-    assert children_of(os.getpid()) == []
     workers.prepare()
-    (spare,) = children_of(os.getpid())
+    (another,) = set(children_of(os.getpid())) - others
     workers.dismiss()
     assert not Path(f"/proc/{spare}").exists()
+    assert not Path(f"/proc/{another}").exists()
 
 
 def test_a_worker_dies_with_its_parent_even_in_a_loop(mined: Path) -> None:
