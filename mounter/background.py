@@ -1,17 +1,22 @@
 """Serving a mount from a process of its own, which outlives the terminal it was started from.
 
-By running the command again rather than by forking: some libraries under a Reader hang for ever
-after a fork. The new process tells through a pipe when the mount is ready, or why there is none.
+By forking, as daemons do: a second interpreter would take a third of the time of a mount. That is safe only
+before anything that reads images is loaded, since some libraries under a Reader hang for ever after a fork. The
+new process tells through a pipe when the mount is ready, or why there is none.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-import subprocess
+import signal
+import sys
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from imagefs.errors import ImagefsError, MountError
 
@@ -56,55 +61,73 @@ class Started:
     notes: tuple[str, ...]
 
 
-def mount_background(
-    command: Callable[[int], Sequence[str]], *, log: Path, descriptors: Sequence[int] = ()
-) -> Started:
-    """Run a command in a session of its own and wait until its mount is ready.
+def mount_background(serve: Callable[[Readiness], int], *, log: Path) -> Started:
+    """Have ``serve`` called in a process of its own, and wait until its mount is ready.
 
-    ``command(descriptor)`` gives its words; it must report to that descriptor through ``Readiness``, and
-    gets ``descriptors`` of ours too. Its output is appended to ``log``. Raises the error it reports, with its
-    exit code; MountError if it ends without a report.
+    That process is a session of its own, has no descriptor of ours, appends what it says to ``log``, and ends
+    with the code ``serve`` returns, which must report through its ``Readiness``. To be called from the main
+    thread, before there are others. Raises the error that is reported, with its exit code; MountError if it
+    ends without a report.
     """
     reading, writing = os.pipe()
     with open(reading, "rb") as pipe:
         try:
-            process = _start(list(command(writing)), (writing, *descriptors), log)
+            process = _fork(serve, writing, log)
         finally:
             os.close(writing)
         try:
             report = pipe.read(_MAX_REPORT)
         except BaseException:  # Ctrl-C while waiting: the mount is not wanted any more
-            process.terminate()
-            process.wait()
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGTERM)
+            os.waitpid(process, 0)
             raise
     if not report:
-        raise _died(process.wait(), log)
+        raise _died(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]), log)
     told = json.loads(report)
     failure = told.get("error")
     if failure is None:
-        process.returncode = 0  # it is meant to go on without us; Popen would warn about it
-        return Started(process.pid, told["image"], tuple(told["notes"]))
-    process.wait()
+        return Started(process, told["image"], tuple(told["notes"]))
+    os.waitpid(process, 0)
     error = MountError(failure["message"], hint=failure["hint"])
     error.exit_code, error.code = failure["exit"], failure["code"]
     raise error
 
 
-def _start(argv: list[str], descriptors: Sequence[int], log: Path) -> subprocess.Popen[bytes]:
+def _fork(serve: Callable[[Readiness], int], descriptor: int, log: Path) -> int:
+    sys.stdout.flush()
+    sys.stderr.flush()
     try:
         if log.exists() and log.stat().st_size > _MAX_LOG:
             log.replace(log.with_suffix(".log.1"))
         with open(log, "ab", opener=lambda path, flags: os.open(path, flags, 0o600)) as output:
-            return subprocess.Popen(
-                argv,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                pass_fds=descriptors,
-                start_new_session=True,
-            )
+            process = os.fork()
+            if process == 0:
+                _live(serve, descriptor, output.fileno())
     except OSError as error:
         raise MountError(f"cannot start the mount in the background: {error}") from error
+    return process
+
+
+def _live(serve: Callable[[Readiness], int], descriptor: int, output: int) -> NoReturn:
+    """The whole life of the new process; nothing of who started it goes on here."""
+    code = 1
+    try:
+        os.setsid()
+        with open(os.devnull, "rb") as nothing:
+            os.dup2(nothing.fileno(), 0)
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        os.closerange(3, descriptor)
+        os.closerange(descriptor + 1, os.sysconf("SC_OPEN_MAX"))
+        code = serve(Readiness(descriptor))
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        with contextlib.suppress(OSError):  # a full disk under the log
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
 
 
 def _died(code: int, log: Path) -> MountError:

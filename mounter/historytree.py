@@ -28,7 +28,7 @@ from imagefs.interfaces import Whole
 from mounter.attributes import Attributes
 from mounter.entrycache import EntryCache
 from mounter.points import HistorySpec, Leased, Point, PointSpec
-from mounter.tree import MountSpec, MountTree, Node, Opened
+from mounter.tree import MountTree, Node, Opened
 
 LATEST = b"latest"
 REASON = b"image.txt"
@@ -375,8 +375,3 @@ def _inside(node: _PointNode, tree: MountTree) -> Node:
 
 def _missing(path: bytes) -> Node:
     raise PathNotFound(f"the mount shows no {path!r}", path=path)
-
-
-def tree_of(spec: MountSpec | HistorySpec, *, log: Callable[[str], None]) -> MountTree | HistoryTree:
-    """The tree that shows ``spec``."""
-    return HistoryTree(spec, log=log) if isinstance(spec, HistorySpec) else MountTree(spec, log=log)

@@ -67,6 +67,8 @@ DRIVERS: dict[str, tuple[Driver, ...]] = {
     "udf": (Driver("udf"),),
     "hfs": (Driver("hfs"),),
     "hfs+": (Driver("hfsplus"),),
+    "ufs1": (Driver("ufs", "ro,ufstype=44bsd", "rw,ufstype=44bsd"),),
+    "ufs2": (Driver("ufs", "ro,ufstype=ufs2", "rw,ufstype=ufs2"),),
 }
 
 

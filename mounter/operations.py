@@ -16,7 +16,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from imagefs.block.views import extents_of
 from imagefs.errors import BrowseError, line_of
@@ -24,9 +24,11 @@ from imagefs.interfaces import HOLES, Reader, Whole
 from mounter.attributes import Attributes
 from mounter.errnos import errno_of
 from mounter.folderstream import FolderStream
-from mounter.historytree import HistoryTree
 from mounter.requests import ENCODING
 from mounter.tree import MountTree, Node
+
+if TYPE_CHECKING:
+    from mounter.historytree import HistoryTree
 
 _BLOCK = 4096
 #: Extended attributes that tell how much of a file is in which state begin so.

@@ -13,19 +13,21 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from imagefs.errors import MountError
 from mounter import binding, mountpoint, mounttable, native, requirements
-from mounter.historytree import HistoryTree, tree_of
 from mounter.mountpoint import MountPoint
 from mounter.native import Natives, NativeWish
 from mounter.operations import MountOperations
-from mounter.points import HistorySpec
 from mounter.signals import Ending, ending_signals
 from mounter.state import MountRecord, MountStates, NativeMount, process_start
 from mounter.stderr import CapturedStderr
-from mounter.tree import MountSpec, MountTree
+from mounter.tree import MountTree
 from mounter.writing import WritableOperations
+
+if TYPE_CHECKING:
+    from mounter.historytree import HistoryTree
 
 #: What fuse_main of libfuse 3 answers after a signal, and sometimes when it was unmounted under it.
 _LOOP_ENDED = 8
@@ -52,7 +54,8 @@ class MountOptions:
 
 
 def run_foreground(
-    spec: MountSpec | HistorySpec,
+    tree: MountTree | HistoryTree,
+    fsname: str,
     directory: str,
     options: MountOptions,
     *,
@@ -62,10 +65,9 @@ def run_foreground(
     """Mount and serve until unmounted or told to end by SIGINT, SIGTERM or SIGHUP.
 
     Returns the number of that signal, 0 when it was unmounted. ``on_ready`` is called (on another
-    thread) once the mount answers. Closes the readers of ``spec`` in any case; raises MountError if
+    thread) once the mount answers. Closes ``tree`` in any case; raises MountError if
     nothing could be mounted, leaving nothing behind.
     """
-    tree = tree_of(spec, log=log)
     try:
         requirements.check(allow_other=options.allow_other)
         loaded = binding.load(options.binding)
@@ -76,7 +78,7 @@ def run_foreground(
         try:
             natives.prepare()
             session = _Session(tree, point, options, natives, states=states, log=log, on_ready=on_ready)
-            return session.run(loaded, spec.fsname)
+            return session.run(loaded, fsname)
         finally:
             natives.forget()
             point.remove()

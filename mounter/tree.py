@@ -17,13 +17,11 @@ import os
 import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import islice
 
-from imagefs.block.views import BytesReader, extents_of
+from imagefs.block.views import BytesReader, extents_of, hole_bytes
 from imagefs.browse.deletedtree import DeletedTree
 from imagefs.errors import BrowseError, ImagefsError, PathNotFound
 from imagefs.interfaces import (
-    HOLES,
     Entry,
     EntryType,
     HasStreams,
@@ -42,8 +40,6 @@ from mounter.volumetree import LATER, VolumeSpec, VolumeTree
 __all__ = ["MountSpec", "MountTree", "Node", "Opened", "VolumeSpec"]
 
 _ROOT_INODE = 1
-#: So many runs of a disk are looked at to see how much of it holds data; the rest counts as data.
-_MAX_RUNS = 20_000
 #: Raw bytes hold every file of the disk, whatever its mode: they are for the owner of the mount only.
 _RAW_MODE = stat.S_IFREG | 0o400
 _TEXT_MODE = stat.S_IFREG | 0o444
@@ -256,10 +252,7 @@ class MountTree:
 def _allocated(reader: Reader) -> int:
     """How many bytes may hold data. ``cp`` and ``tar`` look for holes only in files with fewer blocks
     than bytes."""
-    holes = 0
     try:
-        for extent in islice(extents_of(reader, 0, reader.size), _MAX_RUNS):
-            holes += extent.length if extent.state in HOLES else 0
+        return reader.size - hole_bytes(reader, 0, reader.size)
     except ImagefsError:  # damage is for the read that meets it
         return reader.size
-    return reader.size - holes

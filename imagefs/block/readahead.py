@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
+from imagefs.block.views import hole_bytes
 from imagefs.errors import StoreError
 from imagefs.interfaces import Extent, Reader
 
@@ -74,6 +75,9 @@ class ReadAhead:
 
     def extents(self, offset: int, length: int, /) -> Iterator[Extent]:
         return self._reader.extents(offset, length)
+
+    def hole_bytes(self, offset: int, length: int, /) -> int:
+        return hole_bytes(self._reader, offset, length)
 
     def close(self) -> None:
         with self._lock:

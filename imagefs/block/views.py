@@ -6,13 +6,17 @@ import errno
 import io
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from imagefs.errors import SourceError, TargetError
-from imagefs.interfaces import Extent, Reader, State, Writable
+from imagefs.interfaces import HOLES, Extent, Reader, State, Writable
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
+
+#: So many extents are looked at to see how much of a Reader holds data.
+MAX_RUNS = 20_000
 
 
 def clamp(size: int, offset: int, length: int) -> int:
@@ -61,6 +65,11 @@ class SliceReader:
         count = clamp(self.size, offset, length)
         for extent in extents_of(self._reader, self.start + offset, count):
             yield Extent(extent.state, extent.offset - self.start, extent.length)
+
+    def hole_bytes(self, offset: int, length: int, /) -> int:
+        if self._reader is None:
+            raise SourceError("read from a closed slice")
+        return hole_bytes(self._reader, self.start + offset, clamp(self.size, offset, length))
 
     def close(self) -> None:
         self._reader = None
@@ -167,6 +176,18 @@ def extents_of(reader: Reader, offset: int, length: int) -> Iterator[Extent]:
         yield from extents(offset, count)
     else:
         yield Extent(State.STORED, offset, count)
+
+
+def hole_bytes(reader: Reader, offset: int, length: int) -> int:
+    """How much of a range is known to be zeros. Extents beyond ``MAX_RUNS`` are taken to hold data, unless the
+    Reader can tell without looking at each."""
+    count = clamp(reader.size, offset, length)
+    told = getattr(reader, "hole_bytes", None)
+    if told is not None:
+        found: int = told(offset, count)
+        return found
+    runs = islice(extents_of(reader, offset, count), MAX_RUNS)
+    return sum(extent.length for extent in runs if extent.state in HOLES)
 
 
 def merged(extents: Iterator[Extent]) -> Iterator[Extent]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from copy import copy
 
-from imagefs.block.views import extents_of
+from imagefs.block.views import hole_bytes
 from imagefs.errors import BrowseError, ImagefsError
-from imagefs.interfaces import HOLES, Entry, Reader
+from imagefs.interfaces import Entry, Reader
 
 #: Where entries are shown whose folder is not known; The Sleuth Kit's word.
 ORPHANS = b"/$OrphanFiles"
@@ -15,7 +15,6 @@ ORPHANS = b"/$OrphanFiles"
 REALLOCATED = "reallocated"
 #: Levels of folders inside one another.
 MAX_DEPTH = 256
-_MAX_RUNS = 20_000
 
 
 class Collector:
@@ -27,7 +26,7 @@ class Collector:
 
     def __init__(self, reader: Reader, lookup: Callable[[bytes], Entry]) -> None:
         self._lookup = lookup
-        self._left = held_bytes(reader) + (1 << 20)
+        self._left = reader.size - hole_bytes(reader, 0, reader.size) + (1 << 20)
         self._paths: dict[bytes, str] = {}
         self.error: ImagefsError | None = None
 
@@ -68,13 +67,3 @@ class Collector:
         except ImagefsError:
             return False
         return True
-
-
-def held_bytes(reader: Reader) -> int:
-    """How much of a volume may hold anything; where that is in too many runs, all of the rest."""
-    held = 0
-    for number, extent in enumerate(extents_of(reader, 0, reader.size)):
-        if number >= _MAX_RUNS:
-            return held + reader.size - extent.offset
-        held += extent.length if extent.state not in HOLES else 0
-    return held

@@ -32,7 +32,7 @@ from imagefs.cli.facts import volume_rows
 from imagefs.cli.rows import entry_row
 from imagefs.cli.text import one_line, quote, size_text, time_json, time_text
 from imagefs.cli.unlock import unlock_option
-from imagefs.cli.wiring import choose_image, open_disk, split_path
+from imagefs.cli.wiring import choose_image, open_disk, prepare_worker, split_path
 from imagefs.errors import BrowseError, ImagefsError, IntegrityError, UsageError
 from imagefs.interfaces import Entry, EntryType, FileSystem, Volume
 from imagefs.ops.diskimage import DiskImage
@@ -180,7 +180,7 @@ def ls(
     deleted: bool,
 ) -> None:  # fmt: skip
     """List PATH in IMAGE; without PATH, its volumes."""
-    catalog, found = choose_image(console, image, browse=True)
+    catalog, found = choose_image(console, image, browse=path.strip("/") != "")
     with open_disk(catalog, found, fat_zone=console.fat_zone, unlocks=console.unlocks) as disk:
         places = Places(console, disk)
         place = (places.deleted if deleted else places.find)(os.fsencode(path))
@@ -256,12 +256,14 @@ def list_volumes(console: Console, disk: DiskImage) -> None:
 
 def listed_volumes(disk: DiskImage) -> list[dict[str, Any]]:
     facts = {row["id"]: row for row in volume_rows(disk)}
+    if any(row["filesystem"] for row in facts.values()):
+        prepare_worker()
     return [_volume_row(disk, volume, facts[volume.id]) for volume in disk.all_volumes]
 
 
 def _volume_row(disk: DiskImage, volume: Volume, facts: dict[str, Any]) -> dict[str, Any]:
     used, label, kind = None, facts["label"], facts["filesystem"]
-    if not volume.moment:  # of which there may be hundreds, each a file system to open
+    if kind and not volume.moment:  # of which there may be hundreds, each a file system to open
         try:
             fs = disk.filesystem(volume.id)
             used, label, kind = fs.used_bytes, fs.label or label, fs.kind

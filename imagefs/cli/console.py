@@ -54,6 +54,10 @@ class Console:
         self._stream_open = False
         self._shown: TerminalProgress | None = None
 
+    def speak_to_log(self) -> None:
+        """From now on in the words of a log: no JSON, and the run is another process's to write down."""
+        self.json_mode, self._log = False, None
+
     # -- stdout -----------------------------------------------------------------------------------
 
     @property

@@ -146,5 +146,7 @@ def _states(table: RunTable, disk: VirtualDisk, lost: list[dict[str, int]]) -> d
 
 def _layer_states(disk: VirtualDisk, lost: list[dict[str, int]]) -> dict[str, int]:
     """The same of this layer alone; what it does not list is absent, so read through the parent."""
-    found = _states(disk.chain.leaf.table(0), disk, lost)
+    chain = disk.chain
+    table = chain.table if len(chain.infos) == 1 else chain.leaf.table(0)
+    found = _states(table, disk, lost)
     return found | {"absent": disk.size - sum(found.values())}

@@ -7,7 +7,6 @@ own unless it is to stay here.
 from __future__ import annotations
 
 import os
-import sys
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -20,14 +19,10 @@ from imagefs.cli.console import Console, state_folder
 from imagefs.cli.text import time_json
 from imagefs.cli.unlock import unlock_option
 from imagefs.errors import MountError, UsageError
-from mounter.background import mount_background
+from mounter.background import Readiness, mount_background
 from mounter.mounttable import resolve
 from mounter.state import MountRecord, MountStates
 from mounter.unmount import list_mounts, unmount
-
-READY_OPTION = "--ready-fd"
-#: -P: a folder called imagefs in the current directory is not us.
-SELF = (sys.executable, "-P", "-m", "imagefs")
 
 
 def state_dir() -> Path:
@@ -45,14 +40,6 @@ class Wishes:
     natives: tuple[tuple[str, str], ...] = ()
     native_rw: bool = False
     history: bool = False
-
-    def words(self) -> list[str]:
-        """The same as options of the command line, for the process that will serve the mount."""
-        words = [f"--unreadable={self.unreadable}", *(["--allow-other"] if self.allow_other else [])]
-        words += [f"--overlay={self.overlay}"] if self.overlay else []
-        words += ["--native-rw"] if self.native_rw else []
-        words += ["--history"] if self.history else []
-        return words + [word for pair in self.natives for word in ("--native", *pair)]
 
 
 @click.command()
@@ -79,14 +66,12 @@ class Wishes:
 )
 @click.option("--native-rw", is_flag=True, help="With --overlay: let --native write, and replay journals.")
 @click.option("--history", is_flag=True, help="Show all images of a SET, each as a folder named by its time.")
-@click.option(READY_OPTION, "ready_fd", type=int, hidden=True)
 @common
 def mount(
     console: Console,
     image: str | None,
     directory: str | None,
     foreground: bool,
-    ready_fd: int | None,
     **options: Any,
 ) -> None:
     """Show IMAGE in DIR, read-only: disk.raw, p1.raw …, p1/…, image.json.
@@ -104,7 +89,7 @@ def mount(
     elif foreground:
         from imagefs.cli.serving import serve  # and all that reads images
 
-        console.exit_code = serve(console, image, directory, wishes, ready_fd=ready_fd)
+        console.exit_code = serve(console, image, directory, wishes)
     else:
         start(console, image, directory, wishes)
 
@@ -134,36 +119,18 @@ def umount(console: Console, directory: str, lazy: bool) -> None:
 
 
 def start(console: Console, image: str, directory: str, wishes: Wishes) -> None:
-    """Mount in the background. The image is chosen there, and what is wrong with it found; both are said here.
-    Secrets go there through pipes."""
-    pipes = [(each, _pipe_with(each.data)) for each in console.unlocks if not each.path]
-    keys = [f"--unlock={each.volume}=fd:{pipe}" for each, pipe in pipes]
-    keys += [f"--unlock={each.volume}=file:{each.path}" for each in console.unlocks if each.path]
+    """Mount in the background. The image is chosen there, and what is wrong with it found; both are said here."""
 
-    def command(descriptor: int) -> list[str]:
-        zone = [] if console.zone is None else [f"--tz={console.zone}"]
-        zone.append(f"--fat-tz={console.fat_zone}")
-        words = ["mount", "--foreground", *wishes.words(), *keys, *zone, READY_OPTION, str(descriptor)]
-        return [*SELF, *words, "--", image, directory]
+    def serve_there(readiness: Readiness) -> int:
+        from imagefs.cli.serving import serve_unseen
 
-    try:
-        given = [pipe for _, pipe in pipes]
-        ready = mount_background(command, log=log_path(resolve(directory)), descriptors=given)
-    finally:
-        for _, pipe in pipes:
-            os.close(pipe)
+        return serve_unseen(console, image, directory, wishes, readiness)
+
+    ready = mount_background(serve_there, log=log_path(resolve(directory)))
     for note in ready.notes:
         console.note(note)
     facts = {"directory": resolve(directory), "image": ready.image, "pid": ready.pid}
     console.document(facts | {"history": wishes.history})
-
-
-def _pipe_with(secret: bytes) -> int:
-    """A pipe that gives ``secret`` and ends; what ``--unlock`` takes from a descriptor fits into it."""
-    reading, writing = os.pipe()
-    os.write(writing, secret + b"\n")
-    os.close(writing)
-    return reading
 
 
 def log_path(directory: str) -> Path:

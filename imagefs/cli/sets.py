@@ -58,7 +58,7 @@ def info(
     console: Console, image: str | None, hashes: bool, mapfile: bool, affected: bool, growth: bool
 ) -> None:
     """Everything about one IMAGE: what it is, what it needs, its states and volumes."""
-    catalog, found = choose_image(console, image, browse=not (hashes or mapfile))
+    catalog, found = choose_image(console, image, browse=affected or growth)
     if hashes:
         _say_hashes(console, found)
         return

@@ -77,10 +77,7 @@ def choose_image(
     asked for, so the process that reads them starts now.
     """
     if browse:
-        from imagefs.browse.workers import prepare
-
-        with contextlib.suppress(BrowseError):  # who needs it will hear of it
-            prepare()
+        prepare_worker()
     if not text or text.startswith("@"):
         text = default_set() + (text or "")
     catalog, info, chosen = find_image(text, zone=console.zone, look=look)
@@ -89,6 +86,14 @@ def choose_image(
         tell = note or console.note
         tell(f"imagefs: {info.name}, of {time_text(info.created, console.zone)}, {age}")
     return catalog, info
+
+
+def prepare_worker() -> None:
+    """Start the process that reads file systems, for who opens one soon."""
+    from imagefs.browse.workers import prepare
+
+    with contextlib.suppress(BrowseError):  # who needs it will hear of it
+        prepare()
 
 
 def parse_volume(text: str) -> str:

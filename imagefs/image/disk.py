@@ -14,7 +14,7 @@ from imagefs.format.extents import ViewHasher
 from imagefs.image.chain import Chain
 from imagefs.image.runs import Run, RunFinder
 from imagefs.image.shared import CHUNK_CACHE, Shared, chunk_cache
-from imagefs.interfaces import Extent, State
+from imagefs.interfaces import HOLES, Extent, State
 
 #: Chunks that one piece of read-ahead decodes.
 GROUP = 8
@@ -140,6 +140,11 @@ class VirtualDisk:
             held = Extent(run.state, start, stop - start)
         if held is not None:
             yield held
+
+    def hole_bytes(self, offset: int, length: int, /) -> int:
+        """How much of a range ``extents`` promises to be zeros, without looking at each of them."""
+        end = offset + clamp(self.size, offset, length)
+        return self.chain.table.length_in(HOLES, offset, end, shift=self._shift)
 
     def states_and_digests(
         self, first: int, count: int

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -89,6 +89,12 @@ class RunTable:
 
     def chunks_in(self, state: State) -> int:
         return int(self.count[self.state == state].sum())
+
+    def length_in(self, states: Collection[State], start: int, end: int, *, shift: int) -> int:
+        """How many of the bytes ``start`` to before ``end`` are in one of ``states``; a chunk has 2^shift."""
+        first, past = self.first << shift, (self.first + self.count) << shift
+        lengths = np.minimum(past, end) - np.maximum(first, start)
+        return int(lengths[np.isin(self.state, list(states)) & (lengths > 0)].sum())
 
 
 class RunFinder:

@@ -2,7 +2,8 @@
 
 Each is a Volume with a Reader over the Readers of those it lies in, found round by round: what is encrypted first,
 then mirrors, then volume groups, since each may lie in the others. Maps and headers are read here; what needs a library
-or much memory (keys, BitLocker, shadow copies) runs in a worker process.
+or much memory (keys, BitLocker, shadow copies) runs in a worker process. Readers of a kind are loaded when a disk has
+it: most have none, and every ``info`` and ``mount`` comes through here.
 """
 
 from __future__ import annotations
@@ -11,20 +12,21 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from imagefs.block.joined import LostReader, SureReader, lost_in
 from imagefs.block.views import RefusingReader, SliceReader
 from imagefs.errors import BrowseError, ImagefsError, Locked
 from imagefs.interfaces import Reader, Volume
-from imagefs.ops.volumeparser import LaterReader, VolumeParser, lost_of_shadow
 from imagefs.volume import probe, read_table
 from imagefs.volume.facts import Window
-from imagefs.volume.luks import LuksHeader, read_header
-from imagefs.volume.lvm import PhysicalVolume, logical_volumes, read_physical
-from imagefs.volume.mdraid import Member, freshest, is_stale, read_member
-from imagefs.volume.sectorcipher import DecryptedReader, SectorCipher
 from imagefs.volume.shadow import has_shadows
+
+if TYPE_CHECKING:
+    from imagefs.ops.volumeparser import VolumeParser
+    from imagefs.volume.luks import LuksHeader
+    from imagefs.volume.lvm import PhysicalVolume
+    from imagefs.volume.mdraid import Member
 
 #: More volumes than this, or deeper ones, are no disk that somebody uses.
 _MAX_VOLUMES, _MAX_DEPTH = 256, 6
@@ -163,6 +165,8 @@ class InnerVolumes:
     # -- mirrors -----------------------------------------------------------------------------------
 
     def _raid(self, name: str, reader: Reader) -> None:
+        from imagefs.volume.mdraid import read_member
+
         member = read_member(Window(reader))
         if member is None:
             raise BrowseError("its superblock is damaged")
@@ -178,6 +182,8 @@ class InnerVolumes:
         self._members.clear()
 
     def _assemble_mirror(self, members: list[tuple[str, Reader, Member]]) -> None:
+        from imagefs.volume.mdraid import freshest, is_stale
+
         best = freshest([member for _, _, member in members])
         first = members[0][0]
         what = members[0][2]
@@ -220,6 +226,8 @@ class InnerVolumes:
     # -- volume groups -----------------------------------------------------------------------------
 
     def _lvm(self, name: str, reader: Reader) -> None:
+        from imagefs.volume.lvm import read_physical
+
         found = read_physical(reader)
         if found is None:
             raise BrowseError("its label is damaged")
@@ -265,6 +273,8 @@ class InnerVolumes:
                     break
 
     def _add_logical(self, first: str, members: list[PhysicalVolume]) -> None:
+        from imagefs.volume.lvm import logical_volumes
+
         for number, each in enumerate(logical_volumes(members), 1):
             volume = Volume(number, 0, each.size, "", "", each.name, "lvm", inside=first)
             self._add(volume, each.reader)
@@ -275,6 +285,9 @@ class InnerVolumes:
     # -- encrypted ---------------------------------------------------------------------------------
 
     def _luks(self, name: str, reader: Reader) -> None:
+        from imagefs.ops.volumeparser import VolumeParser
+        from imagefs.volume.luks import read_header
+
         header = read_header(reader)
         kind = f"LUKS{header.version}"
         secret = self._secret(name)
@@ -297,6 +310,8 @@ class InnerVolumes:
 
     @staticmethod
     def _decrypted(reader: Reader, header: LuksHeader, key: bytes) -> Reader:
+        from imagefs.volume.sectorcipher import DecryptedReader, SectorCipher
+
         size = reader.size if header.size is None else header.size
         plain = DecryptedReader(
             reader,
@@ -346,6 +361,8 @@ class InnerVolumes:
     def _shadows(self, name: str, reader: Reader) -> None:
         if not has_shadows(reader):
             return
+        from imagefs.ops.volumeparser import LaterReader, lost_of_shadow
+
         sure = SureReader(reader, "of the volume, which a shadow copy needs, are not in this image")
         try:
             parser = self._parser(sure, "shadows")
@@ -368,6 +385,8 @@ class InnerVolumes:
             self._add(volume, LostReader(content, kept), made_ns)
 
     def _parser(self, reader: Reader, parser: str) -> VolumeParser:
+        from imagefs.ops.volumeparser import VolumeParser
+
         self._parsers.append(VolumeParser(reader, parser))
         return self._parsers[-1]
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from imagefs.interfaces import Reader
 from imagefs.volume.facts import FileSystemFacts, Window
-from imagefs.volume.signatures import apple, containers, fat, linux, optical, windows
+from imagefs.volume.signatures import apple, bsd, containers, fat, linux, optical, windows
 
 __all__ = ["KINDS", "FileSystemFacts", "probe", "rivals"]
 
@@ -18,6 +18,7 @@ __all__ = ["KINDS", "FileSystemFacts", "probe", "rivals"]
 KINDS = frozenset(
     {"ntfs", "fat12", "fat16", "fat32", "exfat", "refs", "bitlocker", "hfs", "hfs+", "apfs"}
     | {"ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "squashfs", "erofs", "iso9660", "udf"}
+    | {"ufs1", "ufs2"}
     | {"swap", "luks", "lvm2", "raid"}
 )
 
@@ -40,6 +41,7 @@ _PROBES: tuple[Callable[[Window], FileSystemFacts | None], ...] = (
     fat.probe,
     apple.probe_apfs,
     apple.probe_hfs,
+    bsd.probe_ufs,
     linux.probe_btrfs,
     containers.probe_swap,
     optical.probe_udf,

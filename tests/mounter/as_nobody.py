@@ -5,7 +5,6 @@ Ends with the line ``all well`` or with a traceback.
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -16,22 +15,15 @@ import pytest
 
 from imagefs.errors import MountError
 from mounter import mounttable
-from mounter.background import mount_background
 from mounter.requirements import permits_allow_other
-from mounter.state import MountStates
 from mounter.unmount import list_mounts, unmount
 from tests.mounter.fakes import noise
+from tests.mounter.serve import background
 
 
 def start(folder: Path, **settings: object) -> Path:
     directory, state_dir = folder / "mnt", folder / "state"
-    words = json.dumps({"state_dir": str(state_dir), **settings})
-
-    def command(descriptor: int) -> list[str]:
-        base = [sys.executable, "-m", "tests.mounter.serve", str(directory), words]
-        return [*base, "--ready-fd", str(descriptor)]
-
-    mount_background(command, log=MountStates(state_dir).log_path(str(directory)))
+    background(directory, {"state_dir": str(state_dir), **settings})
     return directory
 
 

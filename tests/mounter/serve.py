@@ -1,4 +1,4 @@
-"""A mount in a process of its own, for the tests: ``python -m tests.mounter.serve DIR JSON [--ready-fd N]``.
+"""A mount in a process of its own, for the tests: ``python -m tests.mounter.serve DIR JSON``.
 
 JSON may hold: kind, state_dir, log, allow_other, threads, binding, path (a file to show as p1.raw, or
 the overlay).
@@ -7,6 +7,7 @@ the overlay).
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 import threading
@@ -23,9 +24,10 @@ from imagefs.browse.opening import open_filesystem
 from imagefs.browse.workers import Limits
 from imagefs.errors import ImagefsError
 from mounter import nodes, requests
-from mounter.background import Readiness
+from mounter.background import Readiness, mount_background
 from mounter.session import MountOptions, run_foreground
-from mounter.tree import MountSpec, VolumeSpec
+from mounter.state import MountStates
+from mounter.tree import MountSpec, MountTree, VolumeSpec
 from tests.browse.hostile_parser import hostile_start
 from tests.mounter.fakes import (
     BadReader,
@@ -127,9 +129,23 @@ def keep_few_nodes(kept: int) -> None:
     requests.MAX_PLUS = 100
 
 
+def background(directory: Path, settings: dict[str, Any]) -> Path:
+    """The same mount, by a fork of this process; what it says is in the log that is given."""
+    log = MountStates(Path(settings["state_dir"])).log_path(str(directory))
+
+    def serve(readiness: Readiness) -> int:
+        sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")  # not what pytest has put there
+        return serve_until_end(str(directory), settings | {"log": str(log)}, readiness)
+
+    mount_background(serve, log=log)
+    return log
+
+
 def main(argv: list[str]) -> int:
-    directory, settings = argv[0], json.loads(argv[1])
-    ready = Readiness(int(argv[argv.index("--ready-fd") + 1])) if "--ready-fd" in argv else None
+    return serve_until_end(argv[0], json.loads(argv[1]))
+
+
+def serve_until_end(directory: str, settings: dict[str, Any], ready: Readiness | None = None) -> int:
 
     def announce() -> None:
         say("ready")
@@ -147,8 +163,10 @@ def main(argv: list[str]) -> int:
         log=settings.get("log", ""),
     )
     try:
+        spec = build(settings)
         number = run_foreground(
-            build(settings),
+            MountTree(spec, log=lambda line: say(f"log: {line}")),
+            spec.fsname,
             directory,
             options,
             log=lambda line: say(f"log: {line}"),

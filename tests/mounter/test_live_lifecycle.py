@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -15,10 +13,9 @@ import pytest
 
 from imagefs.errors import MountError
 from mounter import mounttable
-from mounter.background import mount_background
-from mounter.state import MountStates
 from mounter.unmount import list_mounts, unmount
-from tests.mounter.conftest import ROOT, Mount, clear, is_mounted, need_root, wait_until
+from tests.mounter import serve
+from tests.mounter.conftest import Mount, clear, is_mounted, need_root, wait_until
 from tests.mounter.test_live_reads import loop_device
 
 
@@ -204,16 +201,8 @@ def test_unmounting_what_is_no_mount_of_ours(tmp_path: Path) -> None:
 
 def background(tmp_path: Path, kind: str = "usual") -> tuple[Path, Path]:
     directory, state_dir = tmp_path / "mnt", tmp_path / "state"
-    log = MountStates(state_dir).log_path(str(directory))
-    words = json.dumps({"kind": kind, "state_dir": str(state_dir), "log": str(log)})
-    script = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from tests.mounter import serve; "
-    script += "sys.exit(serve.main(sys.argv[1:]))"
-
-    def command(descriptor: int) -> list[str]:
-        return [sys.executable, "-c", script, str(directory), words, "--ready-fd", str(descriptor)]
-
     try:
-        mount_background(command, log=log)
+        serve.background(directory, {"kind": kind, "state_dir": str(state_dir)})
     except BaseException:
         clear(directory)
         raise

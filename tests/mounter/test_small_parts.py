@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -270,31 +271,56 @@ def test_without_a_stderr_nothing_breaks() -> None:
     assert isinstance(CapturedStderr().text(), str)
 
 
-def shell(script: str):  # type: ignore[no-untyped-def]
-    return lambda descriptor: ["sh", "-c", script.replace("FD", str(descriptor))]
+def reporting(said: str, *, code: int = 0, words: str = "") -> Callable[[Readiness], int]:
+    """What serves a mount, in so far as its starter sees it."""
+
+    def serve(readiness: Readiness) -> int:
+        os.write(2, words.encode())
+        os.write(readiness._descriptor, said.encode())
+        return code
+
+    return serve
 
 
 def test_readiness_over_the_pipe(tmp_path: Path) -> None:
     ready = '{"pid": 1, "image": "a", "notes": ["n"]}'
-    started = mount_background(shell(f"printf '{ready}' >/proc/self/fd/FD"), log=tmp_path / "log")
+    started = mount_background(reporting(ready), log=tmp_path / "log")
     assert started.pid > 1
     assert (started.image, started.notes) == ("a", ("n",))
     report = '{"error": {"message": "m", "hint": "h", "code": "integrity", "exit": 21}}'
     with pytest.raises(MountError, match=r"^m$") as caught:
-        mount_background(shell(f"printf '{report}' >/proc/self/fd/FD"), log=tmp_path / "log")
+        mount_background(reporting(report), log=tmp_path / "log")
     assert (caught.value.exit_code, caught.value.code, caught.value.hint) == (21, "integrity", "h")
     with pytest.raises(MountError, match="exit code 3 before it was ready: last words"):
-        mount_background(shell("echo first; echo last words >&2; exit 3"), log=tmp_path / "log")
+        mount_background(reporting("", code=3, words="first\nlast words\n"), log=tmp_path / "log")
     with pytest.raises(MountError, match="cannot start"):
-        mount_background(lambda descriptor: [str(tmp_path / "none")], log=tmp_path / "log")
+        mount_background(reporting(ready), log=tmp_path / "none" / "log")
+
+
+def test_the_process_of_a_mount_has_nothing_of_its_starter(tmp_path: Path) -> None:
+    """Not its terminal's session, its descriptors or its output, and it ends without its clean-up."""
+    left, other = os.pipe()
+
+    def serve(readiness: Readiness) -> int:
+        found = sorted(os.listdir("/proc/self/fd"), key=int)
+        os.write(2, f"{os.getsid(0) == os.getpid()} {found[:3]} {len(found)}\n".encode())
+        sys.exit("a way out that would run what the starter registered")
+
+    with pytest.raises(MountError, match="exit code 1 before"):
+        mount_background(serve, log=tmp_path / "log")
+    os.close(left)
+    os.close(other)
+    said = (tmp_path / "log").read_text()
+    assert said.startswith("True ['0', '1', '2'] 5\n"), "the pipe, and the folder that is listed"
 
 
 def test_a_large_log_is_set_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(background, "_MAX_LOG", 10)
     (tmp_path / "a.log").write_bytes(b"x" * 11)
     ready = '{"image": "a", "notes": []}'
-    mount_background(shell(f"echo new; printf '{ready}' >/proc/self/fd/FD"), log=tmp_path / "a.log")
+    mount_background(reporting(ready, words="new"), log=tmp_path / "a.log")
     assert (tmp_path / "a.log.1").read_bytes() == b"x" * 11
+    assert (tmp_path / "a.log").read_text() == "new"
     assert (tmp_path / "a.log").stat().st_mode & 0o777 == 0o600
 
 
