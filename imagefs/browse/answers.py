@@ -19,10 +19,11 @@ T = TypeVar("T")
 
 class Portion:
     """A part of a listing: entries, the number to go on with, the error that ended it; further folders, and
-    whether there are more of these."""
+    whether there are ``more`` of these."""
 
-    def __init__(self, body: bytes) -> None:
-        (self.number, self.error, folders, self.more), self.found = unpack_portion(body)
+    def __init__(self, body: bytes, *, more: bool) -> None:
+        self.more = more
+        (self.number, self.error, folders), self.found = unpack_portion(body)
         #: (address, path, listing) of each folder, the one that was asked for first and without a name.
         self.listings: list[tuple[str, bytes, Found]] = []
         try:
@@ -90,8 +91,8 @@ def understood(letter: bytes, body: bytes, shown: str) -> Any:
     """The value of an answer, or the error that it is."""
     if letter == ch.CONTENT:
         return body
-    if letter == ch.PORTION:
-        return Portion(body)
+    if letter in (ch.PORTION, ch.MORE):
+        return Portion(body, more=letter == ch.MORE)
     if letter == ch.ANSWER:
         return loads(body)
     if letter != ch.ERROR:

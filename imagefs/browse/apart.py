@@ -18,6 +18,7 @@ from functools import partial
 from typing import Any
 
 from imagefs.block.views import BytesReader
+from imagefs.browse import channel as ch
 from imagefs.browse.ahead import Ahead, Files
 from imagefs.browse.answers import HeldReader, Portion, answers_of, shown_of, sure, three, understood
 from imagefs.browse.content import MappedReader
@@ -73,10 +74,10 @@ def open_apart(
 
 @dataclass(frozen=True, slots=True)
 class Guess:
-    """A request that nobody has made yet, and what becomes of its answer: perhaps the next one."""
+    """A request that nobody has made yet, and what becomes of its answer."""
 
     request: bytes
-    keep: Callable[[Any], Guess | None]
+    keep: Callable[[Any], None]
 
 
 class ApartFileSystem:
@@ -253,25 +254,27 @@ class ApartFileSystem:
                 with self._on_suspicion():
                     ready = self._worker.serve() and soon
             if ready:
-                self._suspect(self._settle())
+                self._settle(go_on=True)
         finally:
             self._lock.release()
 
-    def _settle(self) -> Guess | None:
-        """Wait for the answer to what was asked on suspicion, and keep it; what to ask next."""
+    def _settle(self, *, go_on: bool = False) -> None:
+        """Wait for the answer to what was asked on suspicion, and keep it. ``go_on``: where there is more of it,
+        that is asked for before we look at this, so that the worker does not wait for us."""
         guess, self._guess = self._guess, None
-        if guess is not None and self._worker is not None:
-            with self._on_suspicion():
-                return guess.keep(understood(*self._worker.finish(), "the file system"))
-        return None
+        if guess is None or self._worker is None:
+            return
+        with self._on_suspicion():
+            letter, body = self._worker.finish()
+            if go_on and letter == ch.MORE:
+                self._suspect(guess)
+            guess.keep(understood(letter, body, "the file system"))
 
     def _next_portion(self, method: str) -> Guess:
         """More folders of a walk."""
 
-        def keep(answer: Any) -> Guess | None:
-            portion = sure(answer, Portion)
-            self._ahead.keep(method, portion.listings[1:])
-            return self._next_portion(method) if portion.more else None
+        def keep(answer: Any) -> None:
+            self._ahead.keep(method, sure(answer, Portion).listings[1:])
 
         return Guess(_GO_ON, keep)
 

@@ -25,8 +25,8 @@ _BUFFER = 256 << 10
 CALL, BYTES, EXTENTS, FAILED = b"c", b"b", b"x", b"f"
 #: From the worker: a read, many at once, a question for extents.
 READ, READ_MANY, ASK_EXTENTS = b"r", b"m", b"e"
-#: Its answer, as a value, a portion of a listing or bytes; an error.
-ANSWER, PORTION, CONTENT, ERROR = b"a", b"p", b"d", b"!"
+#: Its answer, as a value, a portion of a listing (perhaps one that "go on" has more of) or bytes; an error.
+ANSWER, PORTION, MORE, CONTENT, ERROR = b"a", b"p", b"P", b"d", b"!"
 
 
 class ChannelClosed(Exception):

@@ -7,6 +7,7 @@ memory: it has limits, no files to write, and an end when its parent has one.
 from __future__ import annotations
 
 import fcntl
+import gc
 import os
 import resource
 import socket
@@ -48,12 +49,16 @@ _MAX_HELD = 256
 #: What takes long, and how it is asked for so that it can be left for the next portion.
 _IN_STEPS = {"deleted": "deleted_in_steps"}
 _MAX_BYTES = 1 << 20
+#: Cycles are looked for after so many new objects: entries are none, and looking took a tenth of a walk.
+_GARBAGE = 200_000
 
 
 def main(descriptor: int, memory: int, seconds: int, *, opener: Callable[..., Any] | None = None) -> None:
     """Serve the socket ``descriptor`` until it closes; standard input is a pipe nobody writes to. ``opener`` makes
     what is served, else a file system, of the Reader and the options that are sent first."""
     _bound(memory)
+    gc.freeze()
+    gc.set_threshold(_GARBAGE)
     channel = Channel(socket.socket(fileno=descriptor))
     server = _Server(channel, opener or open_filesystem)
     while True:
@@ -209,7 +214,9 @@ class _Server:
                 answer = ["value", self._contents(args[-1])]
             else:
                 answer = self._more(*args) if method == "more" else self._call(method, *args)
-            return (ch.PORTION, answer) if type(answer) is bytes else (ch.ANSWER, dumps(answer))
+            if type(answer) is not bytes:
+                return ch.ANSWER, dumps(answer)
+            return ch.MORE if self._coming else ch.PORTION, answer
         except ImagefsError as error:
             return ch.ERROR, pack_error(error)
         except MemoryError:
@@ -289,8 +296,8 @@ class _Server:
     def _portion(
         self, found: Iterator[Entry | Named | None], method: str = "", ahead: Sequence[Entry] = ()
     ) -> bytes:
-        """Facts (number to go on with or None, error or None, other folders, whether ``go on`` has more of
-        them) and entries. ``found`` may give None where it has nothing yet."""
+        """Facts (number to go on with or None, error or None, other folders) and entries. ``found`` may give None
+        where it has nothing yet."""
         entries: list[Entry | Named] = []
         until = time.monotonic() + _PATIENCE
         try:
@@ -299,11 +306,14 @@ class _Server:
                     entries.append(entry)
                 look = entry is None or len(entries) % 32 == 0
                 if len(entries) >= _PORTION or (look and time.monotonic() > until):
-                    return pack_portion((self._hold(found), None, [], False), entries)
+                    self._coming = []
+                    return pack_portion((self._hold(found), None, []), entries)
         except ImagefsError as error:
-            return pack_portion((None, pack_error(error), [], False), entries)
+            self._coming = []
+            return pack_portion((None, pack_error(error), []), entries)
         if not ahead:
-            return pack_portion((None, None, [], False), entries)
+            self._coming = []
+            return pack_portion((None, None, []), entries)
         self._method = method
         self._coming = [*reversed(ahead), *reversed(folders_of(entries))]
         return self._walked(entries, until)
@@ -330,7 +340,7 @@ class _Server:
             folders.append([folder.inode, folder.path, len(listed)])
             entries += listed
             self._coming += reversed(folders_of(listed))
-        return pack_portion((None, None, folders, bool(self._coming)), entries)
+        return pack_portion((None, None, folders), entries)
 
     def _fetch(self) -> None:
         """Read in one go what will be read when the next folders are listed, where the file system can tell."""
