@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from datetime import UTC, tzinfo
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import pytsk3
 
@@ -17,7 +18,6 @@ from imagefs.block.ranges import Ranges
 from imagefs.browse import tskentry, usage, wof
 from imagefs.browse.bigdir import Name
 from imagefs.browse.content import MappedReader
-from imagefs.browse.deleted import Deleted
 from imagefs.browse.extinode import ExtInodes, read_superblock
 from imagefs.browse.extxattr import ExtAttributes
 from imagefs.browse.fatdentry import Dentries
@@ -44,6 +44,9 @@ from imagefs.interfaces import (
     Table,
     Whole,
 )
+
+if TYPE_CHECKING:
+    from imagefs.browse.deleted import Deleted
 
 _KINDS = {
     int(getattr(pytsk3, f"TSK_FS_TYPE_{constant}")): kind
@@ -206,8 +209,13 @@ class TskFileSystem:
             other=self._by_short_name,
         )
 
-        self._deleted = Deleted(handle, facts, self._maker, self)
         self._records = records_of(facts, self._directories)
+
+    @cached_property
+    def _deleted(self) -> Deleted:
+        from imagefs.browse.deleted import Deleted  # with numpy, half of what a worker's start would take
+
+        return Deleted(self._handle, self._facts, self._maker, self)
 
     @property
     def label(self) -> str:

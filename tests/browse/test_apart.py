@@ -624,6 +624,20 @@ def test_a_command_does_not_load_the_parsers(ext4: Path) -> None:
     assert int(done.stdout) > 5
 
 
+def test_a_walk_does_not_load_numpy(ext4: Path) -> None:
+    """In the worker, whose start it would make half as long again."""
+    code = (
+        "import sys\nfrom pathlib import Path\nimport imagefs.browse.worker\n"
+        "from imagefs.browse.opening import open_filesystem\nfrom imagefs.browse.walk import walk\n"
+        "from tests.browse.disks import FileReader\n"
+        "fs = open_filesystem(FileReader(Path(sys.argv[1])))\nprint(len(list(walk(fs, fs.root(), onerror=print))))\n"
+        "assert 'numpy' not in sys.modules\nlist(fs.deleted())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, ext4], cwd=ROOT, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr.decode()
+    assert int(done.stdout) > 5
+
+
 def worker_of(fs: ApartFileSystem) -> int:
     assert fs._worker is not None
     return fs._worker._process.pid
