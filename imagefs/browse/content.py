@@ -9,10 +9,11 @@ from __future__ import annotations
 import threading
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 
 from imagefs.block.views import clamp, extents_of, merged
-from imagefs.errors import BrowseError
+from imagefs.errors import BrowseError, ImagefsError
 from imagefs.interfaces import Extent, Reader, State
 
 #: (offset, length) → at most so many bytes of a file.
@@ -21,6 +22,8 @@ Fetch = Callable[[int, int], bytes]
 FetchMany = Callable[[Iterable[tuple[int, int]]], None]
 #: What one call of a library is asked for at most.
 FETCH_SIZE = 1 << 20
+#: So many pieces of a table are fetched at once.
+_AT_ONCE = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,9 +190,21 @@ class PieceCache:
                     del self._kept[next(iter(self._kept))]
         return found
 
-    def lacking(self, numbers: Iterable[int]) -> list[int]:
-        """Those of ``numbers`` that would have to be read, no more than can be kept."""
-        return [number for number in dict.fromkeys(numbers) if number not in self._kept][: self._most // 2]
+    def expect(
+        self,
+        numbers: Iterable[int],
+        places: Callable[[int], Iterable[tuple[int, int]]],
+        fetch: FetchMany,
+    ) -> None:
+        """Read those of ``numbers`` that are not here, no more than can be kept, many at once; ``places`` are the
+        ranges of one."""
+        lacking = [number for number in dict.fromkeys(numbers) if number not in self._kept]
+        for first in range(0, min(len(lacking), self._most // 2), _AT_ONCE):
+            some = lacking[first : first + _AT_ONCE]
+            fetch(place for number in some for place in places(number))
+            for number in some:
+                with suppress(ImagefsError):
+                    self.get(number)
 
 
 def merged_ranges(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:

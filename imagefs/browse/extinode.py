@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
@@ -207,17 +206,14 @@ class ExtInodes:
             if 1 <= number <= self._last:
                 group, index = divmod(number - 1, per_group)
                 wanted.append(group * self._in_group + index // self._step)
-        wanted = self._pieces.lacking(wanted)
-        places = [(self._table(piece // self._in_group), self._part(piece)) for piece in wanted]
         block, size = self._super.block_size, self._size
-        fetch(
-            (table * block + first * size, count * size)
-            for table, (_, first, count) in places
-            if table is not None
-        )
-        for piece in wanted:
-            with suppress(ImagefsError):
-                self._pieces.get(piece)
+
+        def places(piece: int) -> list[tuple[int, int]]:
+            group, first, count = self._part(piece)
+            table = self._table(group)
+            return [] if table is None else [(table * block + first * size, count * size)]
+
+        self._pieces.expect(wanted, places, fetch)
 
     def _part(self, piece: int) -> tuple[int, int, int]:
         """(group, first inode in it, number of inodes) of a piece."""

@@ -8,8 +8,7 @@ reparse point, encryption, a torn record), is None: that is for TSK to tell. Kno
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from imagefs.browse.content import FetchMany, MappedReader, Piece, PieceCache
@@ -108,13 +107,15 @@ class Mft:
 
     def soon(self, numbers: Iterable[int], fetch: FetchMany) -> None:
         """Have the records that will be asked for next read at once."""
-        wanted = self._pieces.lacking(each // self._step for each in numbers if 0 <= each < self._count)
         length = self._step * self._size
-        parts = [each for piece in wanted for each in self.table.parts(piece * length, length)]
-        fetch((each.source, each.length) for each in parts if each.source is not None)
-        for piece in wanted:
-            with suppress(ImagefsError):
-                self._pieces.get(piece)
+
+        def places(piece: int) -> Iterator[tuple[int, int]]:
+            for each in self.table.parts(piece * length, length):
+                if each.source is not None:
+                    yield each.source, each.length
+
+        wanted = (each // self._step for each in numbers if 0 <= each < self._count)
+        self._pieces.expect(wanted, places, fetch)
 
     def _read(self, first: int, count: int) -> bytes:
         return self.table.read_at(first * self._size, count * self._size)
