@@ -60,6 +60,15 @@ class Record(NamedTuple):
     bitmap: Stream | None
 
 
+class NamedStream(NamedTuple):
+    """``plain`` where its bytes are on the disk as they are, all of them written."""
+
+    kind: int
+    name: bytes
+    stream: Stream
+    plain: bool
+
+
 class FileName(NamedTuple):
     """A ``$FILE_NAME`` attribute: its number, its size in bytes, the name, and its own four times."""
 
@@ -174,6 +183,28 @@ def decode(raw: bytes) -> Record | None:
     return Record(
         sequence, links, bool(flags & _IS_DIRECTORY), tuple(times), dos, data, root, allocation, bitmap
     )
+
+
+def decode_streams(raw: bytes) -> list[NamedStream] | None:
+    """The attributes of a record in use that stands alone; None for every other."""
+    fixed = unfixed_record(raw)
+    if fixed is None or decode(raw) is None:
+        return None
+    _, _, _, _, _, _, at, _, used, _ = _head(fixed)
+    found: list[NamedStream] = []
+    while at + 24 <= used:
+        kind, length, away, name_length, name_at, marks, _, _, _ = _attribute(fixed, at)
+        if kind == _END or length < 24 or at + length > used:
+            break
+        stream = _stream(fixed, at, length)
+        if stream is None:
+            return None
+        text = fixed[at + name_at : at + name_at + 2 * name_length].decode("utf-16-le", "surrogatepass")
+        whole = not away or _sizes(fixed, at + 56)[0] >= stream.size
+        name = text.encode("utf-8", "surrogatepass")
+        found.append(NamedStream(kind, name, stream, whole and not marks))
+        at += length
+    return found
 
 
 def find_attribute(raw: bytes, kind: int, id: int) -> Stream | None:

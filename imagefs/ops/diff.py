@@ -123,7 +123,7 @@ def _opened(*volumes: tuple[DiskImage, Volume | None]) -> list[Side | None]:
     """Both at once: it is their workers' start that takes long."""
 
     def opened(image: DiskImage, volume: Volume | None) -> Side | None:
-        return Side(image.filesystem(volume.number), image.volume_reader(volume)) if volume else None
+        return Side(image.near(volume.number), image.volume_reader(volume)) if volume else None
 
     with ThreadPoolExecutor(len(volumes)) as pool:
         return list(pool.map(lambda pair: opened(*pair), volumes))
