@@ -75,25 +75,32 @@ class _NoTsk:
 
 
 class _Watched:
-    """A Reader that raises TooMuch between ``begin`` and ``end`` when these take too much."""
+    """A Reader that raises TooMuch when what is done in a ``with`` of it takes too much. Used by one thread then."""
 
     def __init__(self, reader: Reader) -> None:
         self.size = reader.size
         self._reader = reader
-        self._until: float | None = None
-        self._most = 0
+        self._is_asked = False
+        self._until = self._most_seconds = 0.0
+        self._most_memory = 0
 
     def __enter__(self) -> None:
-        self._until = time.process_time() + _SECONDS
-        self._most = _peak() + _MEMORY
+        self._until = time.monotonic() + _SECONDS
+        self._most_seconds = time.thread_time() + _SECONDS
+        self._most_memory = _peak() + _MEMORY
+        self._is_asked = True
 
     def __exit__(self, *_: object) -> None:
-        self._until = None
+        self._is_asked = False
 
     def read_at(self, offset: int, length: int, /) -> bytes:
-        if self._until is not None and (time.process_time() > self._until or _peak() > self._most):
+        if self._is_asked and (self._is_late() or _peak() > self._most_memory):
             raise TooMuch
         return self._reader.read_at(offset, length)
+
+    def _is_late(self) -> bool:
+        """What was computed is never more than what has passed, which is asked for twenty times as fast."""
+        return time.monotonic() > self._until and time.thread_time() > self._most_seconds
 
     def extents(self, offset: int, length: int, /) -> Iterator[Extent]:
         return extents_of(self._reader, offset, length)

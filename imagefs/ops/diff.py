@@ -9,7 +9,6 @@ from __future__ import annotations
 import enum
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from imagefs.block.ranges import Range, cut, overlaps
@@ -108,7 +107,7 @@ def _volume(
     else:
         found.why = "it lies at another place of the disk"
     try:
-        sides = _opened((old, one), (new, other))
+        sides = _opened(old, one), _opened(new, other)
     except ImagefsError as error:
         found.way, found.why = "unreadable", error.message
         found.notes.append(error.message)
@@ -119,14 +118,8 @@ def _volume(
     return found
 
 
-def _opened(*volumes: tuple[DiskImage, Volume | None]) -> list[Side | None]:
-    """Both at once: it is their workers' start that takes long."""
-
-    def opened(image: DiskImage, volume: Volume | None) -> Side | None:
-        return Side(image.near(volume.number), image.volume_reader(volume)) if volume else None
-
-    with ThreadPoolExecutor(len(volumes)) as pool:
-        return list(pool.map(lambda pair: opened(*pair), volumes))
+def _opened(image: DiskImage, volume: Volume | None) -> Side | None:
+    return Side(image.near(volume.number), image.volume_reader(volume)) if volume else None
 
 
 def _is_own(each: Difference, sides: Sequence[Side | None]) -> bool:
