@@ -24,7 +24,7 @@ from imagefs.interfaces import (
     Progress,
     Volume,
 )
-from imagefs.ops.compare import Side, bytes_differ, differences
+from imagefs.ops.compare import Side, bytes_differ, differences, narrowed
 from imagefs.ops.diskimage import DiskImage
 from imagefs.ops.records import changed_records, is_own, number_of, paths_by_links, records_in
 
@@ -185,6 +185,7 @@ class _Comparison:
         old, new = records_in(self._old.fs), records_in(self._new.fs)
         assert old is not None
         assert new is not None
+        self._changes = narrowed(self._old.volume, self._new.volume, self._changes)
         numbers = changed_records(
             old.tables(), new.tables(), self._old.volume, self._new.volume, self._changes
         )
