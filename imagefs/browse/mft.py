@@ -22,10 +22,10 @@ _RECORD_SIZES = (512, 1024, 2048, 4096)
 _IN_USE, _IS_DIRECTORY = 1, 2
 _INFORMATION, _LIST, _NAME, _DATA, _ROOT, _ALLOCATION, _BITMAP = 16, 32, 48, 128, 144, 160, 176
 _DOS_NAMESPACE = 2
+#: Attributes of no concern here: a list of others, a name, an object's number, who may do what.
+_PASSED = frozenset({32, 48, 64, 80})
 #: Attributes that make a record TSK's matter: a list of others, a reparse point, $EFS and its like.
 _ODD = frozenset({32, 192, 256})
-#: Attributes of no concern here: a name, an object's number, who may do what.
-_PASSED = frozenset({48, 64, 80})
 _ENCRYPTED = 0x4000
 _INDEX_NAME = "$I30".encode("utf-16-le")
 _head = struct.Struct("<4sHHQHHHHII").unpack_from
@@ -139,8 +139,9 @@ def record_size(boot: bytes) -> int | None:
     return size if size in _RECORD_SIZES else None
 
 
-def decode(raw: bytes) -> Record | None:
-    """A record in use that stands alone, None for every other."""
+def decode(raw: bytes, *, listed: bool = False) -> Record | None:
+    """A record in use that stands alone, None for every other. ``listed``: it may have a list of attributes, as others
+    than those told of here are elsewhere."""
     fixed = unfixed_record(raw)
     if fixed is None:
         return None
@@ -152,7 +153,9 @@ def decode(raw: bytes) -> Record | None:
         kind, length = _kind_length(fixed, at)
         if kind == _END:
             break
-        if length < 24 or at + length > used or kind in _ODD:
+        if length < 24 or at + length > used:
+            return None
+        if kind in _ODD and not (listed and kind == _LIST):
             return None
         if kind in _PASSED:
             at += length
@@ -185,10 +188,10 @@ def decode(raw: bytes) -> Record | None:
     )
 
 
-def decode_streams(raw: bytes) -> list[NamedStream] | None:
-    """The attributes of a record in use that stands alone; None for every other."""
+def decode_streams(raw: bytes, *, listed: bool = False) -> list[NamedStream] | None:
+    """The attributes of a record that ``decode`` gives; None for every other."""
     fixed = unfixed_record(raw)
-    if fixed is None or decode(raw) is None:
+    if fixed is None or decode(raw, listed=listed) is None:
         return None
     _, _, _, _, _, _, at, _, used, _ = _head(fixed)
     found: list[NamedStream] = []

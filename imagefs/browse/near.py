@@ -20,14 +20,15 @@ from typing import Any, NoReturn
 
 from imagefs.block.views import BytesReader, extents_of
 from imagefs.browse import mft
-from imagefs.browse.content import MappedReader
+from imagefs.browse.content import MappedReader, Piece
 from imagefs.browse.extinode import ExtInodes, Superblock, read_superblock
 from imagefs.browse.extxattr import ExtAttributes
 from imagefs.browse.names import FOLDED_KINDS, printable
+from imagefs.browse.ntfsrecords import NtfsRecords
 from imagefs.browse.records import ByRecords
 from imagefs.browse.tskcontent import Contents
 from imagefs.browse.tskdir import Directories
-from imagefs.browse.tskentry import NTFS_DATA, EntryMaker, address
+from imagefs.browse.tskentry import NTFS_DATA, EntryMaker, address, of_record
 from imagefs.browse.tskhandle import Facts
 from imagefs.errors import BrowseError
 from imagefs.interfaces import Entry, EntryType, Extent, FileSystem, Named, Place, Reader
@@ -122,7 +123,7 @@ def open_near(reader: Reader, open_apart: OpenApart, after: FileSystem | None = 
     with suppress(Exception), watched:  # who opens it apart will hear of it
         facts = _facts(watched)
         if facts is not None:
-            own = _Decoders(facts)
+            own = Decoders(facts)
             if own.tables():
                 return NearFileSystem(own, watched, open_apart, spare)
     return open_apart(spare)
@@ -163,7 +164,7 @@ def _ntfs(reader: Reader, boot: bytes) -> Facts | None:
     return Facts("ntfs", reader, cluster, _NTFS_ROOT, mft=table)
 
 
-class _Decoders(ByRecords):
+class Decoders(ByRecords):
     """What can be told without TSK; OnlyTskKnows for all else."""
 
     def __init__(self, facts: Facts) -> None:
@@ -178,7 +179,16 @@ class _Decoders(ByRecords):
         raise OnlyTskKnows(path)
 
     def _odd(self, number: int) -> Entry:
+        if isinstance(self._records, NtfsRecords) and self._records.is_at_home(number):
+            record = mft.decode(self._mft.raw(number), listed=True)
+            if record is not None:
+                return of_record(b"/", number, record)
         raise OnlyTskKnows(number)
+
+    @property
+    def _mft(self) -> mft.Mft:
+        assert self._facts.mft is not None
+        return self._facts.mft
 
     def root(self) -> Entry:
         return self._numbered(self._facts.root_inode)
@@ -190,42 +200,43 @@ class _Decoders(ByRecords):
         return self._contents.readlink(entry)
 
     def open(self, entry: Entry, /) -> Reader:
-        table, shown = self._facts.mft, printable(entry.path)
-        if table is None:
+        if self._facts.mft is None:
             return self._contents.open(entry)
-        words = entry.inode.split("-")
-        if entry.type is not EntryType.FILE or entry.flags or words[1:2] != [str(NTFS_DATA)]:
-            raise OnlyTskKnows(shown)
-        for each in mft.decode_streams(table.raw(address(entry.inode))) or ():
+        shown, is_file = printable(entry.path), entry.type is EntryType.FILE and not entry.flags
+        for each in self._streams(entry) if is_file and address(entry.inode) != _BAD_CLUSTERS else ():
             if (
-                each.kind == NTFS_DATA
+                entry.inode == f"{address(entry.inode)}-{NTFS_DATA}-{each.stream.id}"
                 and not each.name
                 and each.plain
-                and address(entry.inode) != _BAD_CLUSTERS
             ):
                 if each.stream.resident is not None:
                     return BytesReader(each.stream.resident)
-                pieces = mft.pieces_of(each.stream, self._facts.block_size, self._facts.reader.size)
-                if pieces is not None:
-                    return MappedReader(self._facts.reader, each.stream.size, pieces, label=shown)
+                return MappedReader(self._facts.reader, each.stream.size, self._pieces(each), label=shown)
         raise OnlyTskKnows(shown)
 
     def places(self, entry: Entry, /) -> list[Place]:
         if self._facts.mft is None:
             return self._contents.places(entry)
-        streams, found = mft.decode_streams(self._facts.mft.raw(address(entry.inode))), []
-        if streams is None:
+        return [
+            Place(each.name, piece.source, piece.source + piece.length)
+            for each in self._streams(entry)
+            if each.stream.resident is None
+            for piece in self._pieces(each)
+            if piece.source is not None
+        ]
+
+    def _streams(self, entry: Entry) -> list[mft.NamedStream]:
+        number = address(entry.inode)
+        at_home = isinstance(self._records, NtfsRecords) and self._records.is_at_home(number)
+        found = mft.decode_streams(self._mft.raw(number), listed=True) if at_home else None
+        if found is None:
             raise OnlyTskKnows(entry.path)
-        for each in streams:
-            if each.stream.resident is None:
-                pieces = mft.pieces_of(each.stream, self._facts.block_size, self._facts.reader.size)
-                if pieces is None:
-                    raise OnlyTskKnows(entry.path)
-                found += [
-                    Place(each.name, piece.source, piece.source + piece.length)
-                    for piece in pieces
-                    if piece.source is not None
-                ]
+        return found
+
+    def _pieces(self, each: mft.NamedStream) -> list[Piece]:
+        found = mft.pieces_of(each.stream, self._facts.block_size, self._facts.reader.size)
+        if found is None:
+            raise OnlyTskKnows(each.name)
         return found
 
 
@@ -233,11 +244,11 @@ class NearFileSystem:
     """A FileSystem with KeepsRecords and ListsNames, answered here as far as may be. One question at a time."""
 
     def __init__(
-        self, own: _Decoders, watched: _Watched, open_apart: OpenApart, spare: FileSystem | None
+        self, own: Decoders, watched: _Watched, open_apart: OpenApart, spare: FileSystem | None
     ) -> None:
         self.kind = own.kind
         self.case_insensitive = own.kind in FOLDED_KINDS
-        self._own: _Decoders | None = own
+        self._own: Decoders | None = own
         self._watched = watched
         self._open_apart = open_apart
         self._apart: FileSystem | None = None
