@@ -9,6 +9,7 @@ what it would say, only sooner.
 
 from __future__ import annotations
 
+import math
 import resource
 import struct
 import threading
@@ -33,8 +34,8 @@ from imagefs.browse.tskhandle import Facts
 from imagefs.errors import BrowseError
 from imagefs.interfaces import Entry, EntryType, Extent, FileSystem, Named, Place, Reader
 
-#: What one question may take here, in seconds of computing and bytes of memory. As a worker's in time.
-_SECONDS, _MEMORY = 30.0, 512 << 20
+#: What one question may take here, in seconds and bytes of memory; that is looked at once in so many reads.
+_SECONDS, _MEMORY, _OFTEN = 30.0, 512 << 20, 16
 #: What is answered here, of what comparing asks.
 _NEAR = (
     *("tables", "trace", "footprint", "holdings", "owners", "links", "listed", "entries", "identities"),
@@ -81,27 +82,22 @@ class _Watched:
     def __init__(self, reader: Reader) -> None:
         self.size = reader.size
         self._reader = reader
-        self._is_asked = False
-        self._until = self._most_seconds = 0.0
-        self._most_memory = 0
+        self._until = math.inf
+        self._most = self._reads = 0
 
     def __enter__(self) -> None:
         self._until = time.monotonic() + _SECONDS
-        self._most_seconds = time.thread_time() + _SECONDS
-        self._most_memory = _peak() + _MEMORY
-        self._is_asked = True
+        self._most, self._reads = _peak() + _MEMORY, 0
 
     def __exit__(self, *_: object) -> None:
-        self._is_asked = False
+        self._until = math.inf
 
     def read_at(self, offset: int, length: int, /) -> bytes:
-        if self._is_asked and (self._is_late() or _peak() > self._most_memory):
-            raise TooMuch
+        if self._until < math.inf:
+            if time.monotonic() > self._until or (not self._reads % _OFTEN and _peak() > self._most):
+                raise TooMuch
+            self._reads += 1
         return self._reader.read_at(offset, length)
-
-    def _is_late(self) -> bool:
-        """What was computed is never more than what has passed, which is asked for twenty times as fast."""
-        return time.monotonic() > self._until and time.thread_time() > self._most_seconds
 
     def extents(self, offset: int, length: int, /) -> Iterator[Extent]:
         return extents_of(self._reader, offset, length)

@@ -7,8 +7,8 @@ so nothing has to be searched for. Layout: as ``mft.py``. Knows no TSK.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import NamedTuple, Protocol
 
 from imagefs.block.ranges import Ranges
 from imagefs.browse.mft import Mft, unfixed_record
@@ -37,15 +37,23 @@ class _Attribute(NamedTuple):
     runs: bytes
 
 
-class NtfsRecords:
-    """The records of one file system; ``mft`` looks single ones up, ``listed`` tells the names in a directory."""
+class Folders(Protocol):
+    """Tells the names in the directory with a record: all, or those that are ``name``."""
 
-    def __init__(self, reader: Reader, mft: Mft, cluster: int, listed: Callable[[int], list[Link]]) -> None:
+    def links(self, number: int) -> list[Link]: ...
+
+    def named(self, number: int, name: bytes) -> list[Link]: ...
+
+
+class NtfsRecords:
+    """The records of one file system; ``mft`` looks single ones up, ``folders`` tells the names in a directory."""
+
+    def __init__(self, reader: Reader, mft: Mft, cluster: int, folders: Folders) -> None:
         self._reader = reader
         self._mft = mft
         self._table = mft.table
         self._cluster = cluster
-        self._listed = listed
+        self._folders = folders
 
     def tables(self) -> list[Table]:
         """One for each run of $MFT; none where records are cut by its runs."""
@@ -114,7 +122,11 @@ class NtfsRecords:
 
     def listed(self, number: int) -> list[Link]:
         record = self._record(number)
-        return self._listed(number) if record and record[22] & _IS_DIRECTORY else []
+        return self._folders.links(number) if record and record[22] & _IS_DIRECTORY else []
+
+    def named(self, number: int, name: bytes) -> list[Link]:
+        record = self._record(number)
+        return self._folders.named(number, name) if record and record[22] & _IS_DIRECTORY else []
 
     def identities(self, numbers: list[int]) -> list[str]:
         """The sequence number, which counts the files that a record was used for."""

@@ -45,6 +45,10 @@ class Records(Protocol):
         """The names in a directory; none of what is no directory, or cannot be read."""
         ...
 
+    def named(self, number: int, name: bytes) -> list[Link]:
+        """Those in a directory that are ``name``, or nothing where ``listed`` has to tell."""
+        ...
+
     def identities(self, numbers: list[int]) -> list[str]: ...
 
     def structures(self) -> list[Structure]: ...
@@ -57,7 +61,7 @@ def records_of(facts: Facts, directories: Directories) -> Records | None:
     if facts.ext is not None and facts.xattrs is not None and facts.ext.last:
         return ExtRecords(facts.reader, facts.xattrs.superblock, facts.ext, facts.xattrs)
     if facts.mft is not None:
-        return NtfsRecords(facts.reader, facts.mft, facts.block_size, directories.links)
+        return NtfsRecords(facts.reader, facts.mft, facts.block_size, directories)
     return None
 
 
@@ -129,6 +133,10 @@ def trace(
     found = [(b"/", root)]
     for name in parts(path):
         above, number = found[-1]
+        exact = records.named(number, name) if b"%" not in name else []  # none that was made safe is without
+        if len(exact) == 1:
+            found.append((join(above, name), exact[0].number))
+            continue
         names = [(safe_name(link.name), link.number) for link in records.listed(number)]
         fits = [each for each in names if each[0] == name] or [
             each for each in names if key(each[0]) == key(name)

@@ -12,6 +12,7 @@ import pytest
 from imagefs.browse import near
 from imagefs.browse.near import NearFileSystem, open_near
 from imagefs.browse.opening import open_filesystem
+from imagefs.browse.records import ByRecords
 from imagefs.browse.walk import walk
 from imagefs.errors import BrowseError, ImagefsError
 from imagefs.interfaces import Entry, EntryType, FileSystem, KeepsRecords, ListsNames, Reader
@@ -102,6 +103,22 @@ def test_names_tell_the_same(volume: Path) -> None:
     assert not errors
     for folder in (each for each in entries if each.type is EntryType.DIRECTORY):
         assert list(opened.names(folder)) == list(other.names(folder))
+
+
+def test_a_name_is_found_as_by_listing(volume: Path) -> None:
+    """Each name of each folder, in no other case, and none that is only a part of one."""
+    fs = open_filesystem(FileReader(volume))
+    assert isinstance(fs, ByRecords)
+    records = fs._records
+    assert records is not None
+    numbers = [number for table in fs.tables() for number in range(table.first, table.end)]
+    links = {number: records.listed(number) for number in numbers}
+    every = {link.name for listed in links.values() for link in listed}
+    assert len(every) > 8
+    for number, listed in links.items():
+        for name in every if listed else ():
+            for wanted in (name, name.swapcase(), name[1:], name[:-1]):
+                assert records.named(number, wanted) == [each for each in listed if each.name == wanted]
 
 
 @pytest.mark.parametrize("name", OTHERS)
