@@ -4,7 +4,7 @@ a worker.
 These decoders are Python and numpy: what a hostile disk can make of them is an error, or that they take long or
 much memory, which every read looks at (``_Watched``). Whatever they leave to TSK, whatever fails and whatever takes
 too much is asked of the file system apart (``apart.py``), which is opened then. So every answer and every error is
-what it would say, only sooner.
+what it would say, only sooner; but TSK refuses some damaged volumes that these decoders read.
 """
 
 from __future__ import annotations
