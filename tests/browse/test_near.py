@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import os
+import struct
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from imagefs.block.views import BytesReader
 from imagefs.browse import near
+from imagefs.browse.content import MappedReader, Piece
+from imagefs.browse.mft import Mft
 from imagefs.browse.near import NearFileSystem, open_near
+from imagefs.browse.ntfsrecords import NtfsRecords
 from imagefs.browse.opening import open_filesystem
 from imagefs.browse.records import ByRecords
 from imagefs.browse.walk import walk
@@ -235,3 +241,33 @@ def test_a_list_of_attributes_that_takes_only_names_away(long_names: Path) -> No
     assert entries == other.entries(numbers)
     assert [content(opened.fs, each) for each in entries] == [content(other, each) for each in entries]
     assert not opened.asked
+
+
+def listing_record(number: int, *listed: tuple[int, int]) -> bytes:
+    """Record ``number`` with a list of attributes: of which type, and in which record."""
+    rows = b"".join(struct.pack("<IHBBQQH6x", kind, 32, 0, 26, 0, at | 1 << 48, 0) for kind, at in listed)
+    attribute = struct.pack("<IIBBHHHIHH", 32, 24 + len(rows), 0, 0, 24, 0, 0, len(rows), 24, 0) + rows
+    head = struct.pack("<4sHHQHHHHIIQHHI", b"FILE", 48, 3, 0, 1, 1, 56, 1, 0, 1024, 0, 9, 0, number)
+    raw = bytearray((head.ljust(56, b"\0") + attribute + b"\xff" * 4).ljust(1024, b"\0"))
+    struct.pack_into("<I", raw, 24, 56 + len(attribute) + 8)
+    return bytes(raw)
+
+
+@pytest.mark.parametrize(
+    ("listed", "at_home"),
+    [
+        (((16, 30), (48, 99), (80, 98), (128, 30)), True),
+        (((16, 30), (48, 30), (128, 99)), False),
+        (((16, 30), (192, 99)), False),
+        (((16, 99), (128, 30)), False),
+    ],
+)
+def test_a_list_of_attributes_that_takes_more_away(
+    listed: tuple[tuple[int, int], ...], at_home: bool
+) -> None:
+    reader = BytesReader(listing_record(30, *listed))
+    table = MappedReader(
+        reader, 31 * 1024, [Piece(0, 30 * 1024, None), Piece(30 * 1024, 1024, 0)], label="$MFT"
+    )
+    folders: Any = None
+    assert NtfsRecords(reader, Mft(table, 1024), 4096, folders).is_at_home(30) is at_home
