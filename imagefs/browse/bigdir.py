@@ -8,7 +8,7 @@ no sense is skipped and counted. Bytes in, names out: where the blocks come from
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -79,6 +79,10 @@ class Names(Protocol):
         """The names in the block that begins at ``start``, which ``blocks`` has told."""
         ...
 
+    def named(self, name: bytes) -> list[Name]:
+        """Those that are ``name``: only blocks in which it occurs are decoded. What cannot be read is left out."""
+        ...
+
 
 class ExtNames:
     """Live names of an ext directory, linear or hashed: the blocks of the hash tree look empty.
@@ -94,13 +98,21 @@ class ExtNames:
         self.content = content
 
     def blocks(self, damage: Damage) -> Iterator[tuple[int, list[Name]]]:
+        for start, raw in self._raw(damage):
+            yield start, _ext_block(raw, start, damage)
+
+    def _raw(self, damage: Damage) -> Iterator[tuple[int, bytes]]:
         for piece in self._pieces:
             if piece.source is None:
                 damage.note(piece.start)
                 continue
-            end = piece.start + piece.length
-            for start, block in _blocks(self._content, piece.start, end, self._block_size, damage):
-                yield start, _ext_block(block, start, damage)
+            yield from _blocks(
+                self._content, piece.start, piece.start + piece.length, self._block_size, damage
+            )
+
+    def named(self, name: bytes) -> list[Name]:
+        blocks = (_ext_block(raw, start, Damage()) for start, raw in self._raw(Damage()) if name in raw)
+        return _named(blocks, name)
 
     def block(self, start: int) -> list[Name]:
         return _ext_block(self._content.read_at(start, self._block_size), start, Damage())
@@ -122,6 +134,9 @@ class InlineNames:
 
     def block(self, start: int) -> list[Name]:
         return self._block(start, Damage())
+
+    def named(self, name: bytes) -> list[Name]:
+        return _named((block for _, block in self.blocks(Damage())), name)
 
     def _block(self, start: int, damage: Damage) -> list[Name]:
         end = self._SECOND if start < self._SECOND else None
@@ -163,6 +178,21 @@ class NtfsNames:
             damage.note(0)
             return
         yield -1, _index_entries(self._root[16:], damage, 0, short=self._short)
+        for start, raw in self._raw(damage):
+            yield start, self._names(raw, start, damage)
+
+    def named(self, name: bytes) -> list[Name]:
+        try:
+            text = name.decode("utf-8", "surrogatepass").encode("utf-16-le", "surrogatepass")
+        except UnicodeDecodeError:  # such a name is not on NTFS
+            return []
+        blocks = [self.block(-1)] if len(self._root) >= 32 else []
+        for start, raw in self._raw(Damage()) if blocks else ():
+            if text in (unfixed_index(raw) or b""):
+                blocks.append(self._names(raw, start, Damage()))
+        return _named(blocks, name)
+
+    def _raw(self, damage: Damage) -> Iterator[tuple[int, bytes]]:
         size, used = self._block_size, self._used
         if size not in (512, 1024, 2048, 4096, 8192, 16384, 32768, 65536):
             damage.note(0)
@@ -170,7 +200,7 @@ class NtfsNames:
         for start, raw in _blocks(self._allocation, 0, self._allocation.size, size, damage):
             number = start // size
             if number // 8 < len(used) and used[number // 8] >> number % 8 & 1:
-                yield start, self._names(raw, start, damage)
+                yield start, raw
 
     def block(self, start: int) -> list[Name]:
         if start < 0:
@@ -206,6 +236,13 @@ class KnownNames:
 
     def block(self, start: int) -> list[Name]:
         return dict(self._blocks)[start]
+
+    def named(self, name: bytes) -> list[Name]:
+        return _named((block for _, block in self._blocks), name)
+
+
+def _named(blocks: Iterable[list[Name]], name: bytes) -> list[Name]:
+    return [each for block in blocks for each in block if each.name == name]
 
 
 def _blocks(content: Reader, first: int, end: int, size: int, damage: Damage) -> Iterator[tuple[int, bytes]]:

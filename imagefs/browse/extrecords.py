@@ -168,6 +168,14 @@ class ExtRecords:
                     found += [Link(each.inode, number, each.name) for each in block]
         return found
 
+    def named(self, number: int, name: bytes) -> list[Link]:
+        """Those in a directory that are ``name``."""
+        inode = self._inodes.get(number)
+        with suppress(ImagefsError):
+            if inode is not None and inode.mode & _TYPE == _DIRECTORY:
+                return [Link(each.inode, number, name) for each in self._lists(number, inode).named(name)]
+        return []
+
     def _lists(self, number: int, inode: Inode) -> ExtNames | InlineNames:
         label = f"the directory with inode {number}"
         if inode.is_inline:

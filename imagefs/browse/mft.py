@@ -21,10 +21,10 @@ _RECORD_SIZES = (512, 1024, 2048, 4096)
 _IN_USE, _IS_DIRECTORY = 1, 2
 _INFORMATION, _LIST, _NAME, _DATA, _ROOT, _ALLOCATION, _BITMAP = 16, 32, 48, 128, 144, 160, 176
 _DOS_NAMESPACE = 2
+#: Attributes of no concern here: a list of others, a name, an object's number, who may do what.
+_PASSED = frozenset({32, 48, 64, 80})
 #: Attributes that make a record TSK's matter: a list of others, a reparse point, $EFS and its like.
 _ODD = frozenset({32, 192, 256})
-#: Attributes of no concern here: a name, an object's number, who may do what.
-_PASSED = frozenset({48, 64, 80})
 _ENCRYPTED = 0x4000
 _INDEX_NAME = "$I30".encode("utf-16-le")
 _head = struct.Struct("<4sHHQHHHHII").unpack_from
@@ -57,6 +57,15 @@ class Record(NamedTuple):
     root: Stream | None
     allocation: Stream | None
     bitmap: Stream | None
+
+
+class NamedStream(NamedTuple):
+    """``plain`` where its bytes are on the disk as they are, all of them written."""
+
+    kind: int
+    name: bytes
+    stream: Stream
+    plain: bool
 
 
 class FileName(NamedTuple):
@@ -131,8 +140,9 @@ def record_size(boot: bytes) -> int | None:
     return size if size in _RECORD_SIZES else None
 
 
-def decode(raw: bytes) -> Record | None:
-    """A record in use that stands alone, None for every other."""
+def decode(raw: bytes, *, listed: bool = False) -> Record | None:
+    """A record in use that stands alone, None for every other. ``listed``: it may have a list of attributes, as others
+    than those told of here are elsewhere."""
     fixed = unfixed_record(raw)
     if fixed is None:
         return None
@@ -144,7 +154,9 @@ def decode(raw: bytes) -> Record | None:
         kind, length = _kind_length(fixed, at)
         if kind == _END:
             break
-        if length < 24 or at + length > used or kind in _ODD:
+        if length < 24 or at + length > used:
+            return None
+        if kind in _ODD and not (listed and kind == _LIST):
             return None
         if kind in _PASSED:
             at += length
@@ -175,6 +187,28 @@ def decode(raw: bytes) -> Record | None:
     return Record(
         sequence, links, bool(flags & _IS_DIRECTORY), tuple(times), dos, data, root, allocation, bitmap
     )
+
+
+def decode_streams(raw: bytes, *, listed: bool = False) -> list[NamedStream] | None:
+    """The attributes of a record that ``decode`` gives; None for every other."""
+    fixed = unfixed_record(raw)
+    if fixed is None or decode(raw, listed=listed) is None:
+        return None
+    _, _, _, _, _, _, at, _, used, _ = _head(fixed)
+    found: list[NamedStream] = []
+    while at + 24 <= used:
+        kind, length, away, name_length, name_at, marks, _, _, _ = _attribute(fixed, at)
+        if kind == _END or length < 24 or at + length > used:
+            break
+        stream = _stream(fixed, at, length)
+        if stream is None:
+            return None
+        text = fixed[at + name_at : at + name_at + 2 * name_length].decode("utf-16-le", "surrogatepass")
+        whole = not away or _sizes(fixed, at + 56)[0] >= stream.size
+        name = text.encode("utf-8", "surrogatepass")
+        found.append(NamedStream(kind, name, stream, whole and not marks))
+        at += length
+    return found
 
 
 def find_attribute(raw: bytes, kind: int, id: int) -> Stream | None:

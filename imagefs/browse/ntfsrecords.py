@@ -7,15 +7,15 @@ so nothing has to be searched for. Layout: as ``mft.py``. Knows no TSK.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import NamedTuple, Protocol
 
 from imagefs.block.ranges import Ranges
 from imagefs.browse.mft import Mft, unfixed_record
 from imagefs.errors import BrowseError
 from imagefs.interfaces import METADATA, Holding, Link, Place, Reader, Structure, Table
 
-_LIST, _NAME, _ROOT, _ALLOCATION, _BITMAP = 32, 48, 144, 160, 176
+_LIST, _NAME, _OBJECT, _SECURITY, _ROOT, _ALLOCATION, _BITMAP = 32, 48, 64, 80, 144, 160, 176
 _DOS_NAMESPACE = 2
 _END = 0xFFFFFFFF
 _IN_USE, _IS_DIRECTORY = 1, 2
@@ -37,15 +37,23 @@ class _Attribute(NamedTuple):
     runs: bytes
 
 
-class NtfsRecords:
-    """The records of one file system; ``mft`` looks single ones up, ``listed`` tells the names in a directory."""
+class Folders(Protocol):
+    """Tells the names in the directory with a record: all, or those that are ``name``."""
 
-    def __init__(self, reader: Reader, mft: Mft, cluster: int, listed: Callable[[int], list[Link]]) -> None:
+    def links(self, number: int) -> list[Link]: ...
+
+    def named(self, number: int, name: bytes) -> list[Link]: ...
+
+
+class NtfsRecords:
+    """The records of one file system; ``mft`` looks single ones up, ``folders`` tells the names in a directory."""
+
+    def __init__(self, reader: Reader, mft: Mft, cluster: int, folders: Folders) -> None:
         self._reader = reader
         self._mft = mft
         self._table = mft.table
         self._cluster = cluster
-        self._listed = listed
+        self._folders = folders
 
     def tables(self) -> list[Table]:
         """One for each run of $MFT; none where records are cut by its runs."""
@@ -114,7 +122,11 @@ class NtfsRecords:
 
     def listed(self, number: int) -> list[Link]:
         record = self._record(number)
-        return self._listed(number) if record and record[22] & _IS_DIRECTORY else []
+        return self._folders.links(number) if record and record[22] & _IS_DIRECTORY else []
+
+    def named(self, number: int, name: bytes) -> list[Link]:
+        record = self._record(number)
+        return self._folders.named(number, name) if record and record[22] & _IS_DIRECTORY else []
 
     def identities(self, numbers: list[int]) -> list[str]:
         """The sequence number, which counts the files that a record was used for."""
@@ -153,10 +165,17 @@ class NtfsRecords:
         for each in _attributes(record):
             if each.kind != _LIST:
                 continue
-            for part in _listed(each.value or self._content(each.runs)):
+            for _, part in _listed(each.value or self._content(each.runs)):
                 if part not in seen and len(seen) < _MAX_PARTS:
                     seen.add(part)
                     yield part, self._record(part)
+
+    def is_at_home(self, number: int) -> bool:
+        """Whether of the attributes of a file only names and who may do what are elsewhere than in its own record."""
+        record, passed = self._record(number), (_NAME, _OBJECT, _SECURITY)
+        lists = [each for each in _attributes(record) if each.kind == _LIST]
+        found = [row for each in lists for row in _listed(each.value or self._content(each.runs))]
+        return not _base(record) and all(part == number or kind in passed for kind, part in found)
 
     def _content(self, runs: bytes) -> bytes:
         found, left = b"", _MAX_LIST
@@ -221,12 +240,12 @@ def _attributes(record: bytes) -> Iterator[_Attribute]:
         at += length
 
 
-def _listed(content: bytes) -> Iterator[int]:
-    """The records that an $ATTRIBUTE_LIST names."""
+def _listed(content: bytes) -> Iterator[tuple[int, int]]:
+    """The attributes that an $ATTRIBUTE_LIST names: of which type, and in which record."""
     at = 0
     while at + 26 <= len(content):
-        length = int.from_bytes(content[at + 4 : at + 6], "little")
+        kind, length = struct.unpack_from("<IH", content, at)
         if length < 26:
             return
-        yield int.from_bytes(content[at + 16 : at + 24], "little") & _NUMBER
+        yield kind, int.from_bytes(content[at + 16 : at + 24], "little") & _NUMBER
         at += length

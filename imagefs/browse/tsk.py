@@ -14,9 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytsk3
 
-from imagefs.block.ranges import Ranges
 from imagefs.browse import tskentry, usage, wof
-from imagefs.browse.bigdir import Name
 from imagefs.browse.content import MappedReader
 from imagefs.browse.extinode import ExtInodes, read_superblock
 from imagefs.browse.extxattr import ExtAttributes
@@ -25,7 +23,7 @@ from imagefs.browse.hfsplus import open_trees
 from imagefs.browse.listing import Listings
 from imagefs.browse.mft import Mft, record_size
 from imagefs.browse.names import FOLDED_KINDS, could_be_short, fold, parts, printable, safe_name
-from imagefs.browse.records import above, footprint, records_of, trace
+from imagefs.browse.records import ByRecords
 from imagefs.browse.tskcontent import Contents
 from imagefs.browse.tskdir import Directories
 from imagefs.browse.tskhandle import TSK_ERRORS, Facts, Handle, reason
@@ -33,15 +31,11 @@ from imagefs.errors import ImagefsError, NotAFileSystem, PathNotFound
 from imagefs.interfaces import (
     Entry,
     EntryType,
-    Holding,
-    Link,
     Named,
     NameTimes,
     Place,
     Reader,
     Stream,
-    Structure,
-    Table,
     Whole,
 )
 
@@ -187,14 +181,13 @@ def _split(path: bytes) -> tuple[bytes, bytes] | None:
     return (owner, name) if colon and (name or typed) and b"/" not in name else None
 
 
-class TskFileSystem:
-    """A FileSystem over TSK."""
+class TskFileSystem(ByRecords):
+    """A FileSystem over TSK; ByRecords for comparing two points in time."""
 
     def __init__(self, handle: Handle, facts: Facts) -> None:
         self.kind = facts.kind
         self.case_insensitive = facts.kind in FOLDED_KINDS
         self._handle = handle
-        self._facts = facts
         self._maker = tskentry.EntryMaker(
             facts.kind, ext=facts.ext, fat=facts.fat, mft=facts.mft, hfs=facts.hfs
         )
@@ -209,7 +202,7 @@ class TskFileSystem:
             other=self._by_short_name,
         )
 
-        self._records = records_of(facts, self._directories)
+        super().__init__(facts, self._maker, self._directories)
 
     @cached_property
     def _deleted(self) -> Deleted:
@@ -327,17 +320,9 @@ class TskFileSystem:
     def wholeness(self, entry: Entry, /) -> Whole:
         return self._deleted.wholeness(entry)
 
-    # -- by records, for comparing two points in time (KeepsRecords) ------------------------------
+    # -- what records do not tell (ByRecords) ------------------------------------------------------
 
-    def tables(self) -> list[Table]:
-        return self._records.tables() if self._records is not None else []
-
-    def trace(self, path: bytes, /) -> list[Entry]:
-        assert self._records is not None
-        key = fold if self.case_insensitive else bytes
-        found = trace(self._records, self._facts.root_inode, key, path)
-        if found is not None:
-            return [self._numbered(number)._replace(path=at) for at, number in found]
+    def _walked(self, path: bytes) -> list[Entry]:
         entries, names = [self.root()], parts(path)
         for count in range(1, len(names) + 1):
             try:
@@ -346,47 +331,12 @@ class TskFileSystem:
                 break
         return entries
 
-    def footprint(self, entries: list[Entry], /) -> list[Place]:
-        assert self._records is not None
-        return footprint(self._records, entries)
-
-    def holdings(self, ranges: list[list[int]], /) -> list[Holding]:
-        assert self._records is not None
-        return self._records.holdings(Ranges((first, end) for first, end in ranges))
-
-    def owners(self, numbers: list[int], /) -> list[int]:
-        assert self._records is not None
-        return self._records.owners(numbers)
-
-    def links(self, numbers: list[int], /) -> list[Link]:
-        assert self._records is not None
-        wanted = set(numbers)
-        return above(self._records.links(wanted), wanted)
-
-    def listed(self, numbers: list[int], /) -> list[Link]:
-        assert self._records is not None
-        return [link for number in numbers for link in self._records.listed(number)]
-
-    def entries(self, numbers: list[int], /) -> list[Entry]:
-        return [self._numbered(number) for number in numbers]
-
-    def _numbered(self, number: int) -> Entry:
-        entry = self._maker.from_disk(b"/", Name(b"", number))
-        if entry is not None:
-            return entry
+    def _odd(self, number: int) -> Entry:
         try:
             with self._handle.hold(f"record {number}") as info:
                 return self._maker.make(b"/", info.open_meta(inode=number))
         except ImagefsError:
             return tskentry.unreadable(b"/", number, EntryType.OTHER)
-
-    def identities(self, numbers: list[int], /) -> list[str]:
-        assert self._records is not None
-        return self._records.identities(numbers)
-
-    def structures(self) -> list[Structure]:
-        assert self._records is not None
-        return self._records.structures()
 
     def close(self) -> None:
         self._handle.close()

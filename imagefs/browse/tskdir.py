@@ -304,6 +304,13 @@ class Directories:
                 found += [Link(each.inode, number, each.name) for each in block]
         return found
 
+    def named(self, number: int, name: bytes) -> list[Link]:
+        """Those that are ``name`` in the directory with record ``number``, as far as its blocks tell."""
+        with suppress(ImagefsError):
+            names = self._names_of(Entry(b"/", EntryType.DIRECTORY, 0, str(number)))
+            return [Link(each.inode, number, name) for each in names.named(name)] if names is not None else []
+        return []
+
     def _ntfs_names(self, directory: Entry, *, short: bool = False) -> Names | None:
         number, shown = tskentry.address(directory.inode), _quoted(directory)
         record = self._facts.mft.get(number) if self._facts.mft is not None else None

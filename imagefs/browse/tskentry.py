@@ -275,7 +275,7 @@ class EntryMaker:
         if self._mft is not None:
             record = self._mft.get(found.inode)
             right = record is not None and found.sequence in (None, record.sequence)
-            return _of_record(path, found.inode, record) if record and right else None
+            return of_record(path, found.inode, record) if record and right else None
         number = found.inode
         inode = self._ext.get(number) if self._ext is not None else None
         if self._ext is None or inode is None:
@@ -348,7 +348,8 @@ def _ntfs(path: bytes, file: Any) -> Entry:
     )
 
 
-def _of_record(path: bytes, number: int, record: Record) -> Entry:
+def of_record(path: bytes, number: int, record: Record) -> Entry:
+    """The entry of a record of NTFS."""
     created, modified, changed, accessed = record.times
     root, data = record.root, record.data
     if record.is_directory:

@@ -34,7 +34,7 @@ def diff(console: Console, old: str, new: str, path: str) -> None:
     """
     volume, inner = split_path(os.fsencode(path))
     number = None if volume is None else partition_number(volume)
-    before, after = choose_image(console, old, browse=True), choose_image(console, new)
+    before, after = choose_image(console, old), choose_image(console, new)
     from imagefs.image.changes import changes_between
     from imagefs.image.shared import Shared
     from imagefs.ops.diff import diff as compare

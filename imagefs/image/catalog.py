@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property, partial
@@ -52,6 +52,11 @@ class Catalog:
                 found.setdefault(info.header.parent, []).append(info)
         return found
 
+    @cached_property
+    def _found(self) -> list[Sequence[ImageInfo]]:
+        """The lineage that was found last: who opens images in order need not find it a thousand times."""
+        return [()]
+
     def children(self, info: ImageInfo) -> list[ImageInfo]:
         """The images that read through ``info`` directly, oldest first."""
         return self._children.get(info.uuid, [])
@@ -98,10 +103,11 @@ class Catalog:
         ``shared`` is what it has in common with other chains of this set that are open.
         """
         try:
-            lineage = find_lineage(info, self._candidates)
+            lineage = find_lineage(info, self._candidates, self._found[-1])
         except ChainError as error:
             self._explain(error)
             raise
+        self._found[-1] = lineage
         if shared is None:
             layers = Layers(lineage, partial(self.open_image, index=index_cache()))
         else:

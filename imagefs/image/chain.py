@@ -84,13 +84,16 @@ class Chain:
         self.layers.close()
 
 
-def find_lineage(leaf: ImageInfo, find: FindImages) -> list[ImageInfo]:
+def find_lineage(leaf: ImageInfo, find: FindImages, known: Sequence[ImageInfo] = ()) -> list[ImageInfo]:
     """The images that ``leaf`` reads through, the full one first and itself last; ``find`` knows the set.
 
-    Raises ChainError when a parent is missing or not the one the child was sealed with.
+    ``known`` is a lineage that was found there before; where it turns up it is not searched for again. Raises
+    ChainError when a parent is missing or not the one the child was sealed with.
     """
     layers = [leaf]
     while layers[-1].header.parent is not None:
+        if known and layers[-1] is known[-1] and len(known) + len(layers) <= MAX_LAYERS:
+            return [*known, *layers[-2::-1]]
         if len(layers) >= MAX_LAYERS:
             raise ChainError(f"{leaf.name}: the chain has more than {MAX_LAYERS} layers")
         layers.append(find_parent(layers[-1], find))

@@ -13,7 +13,7 @@ from imagefs.block.ranges import Range, joined
 from imagefs.format.extents import I64
 from imagefs.image.catalog import Catalog
 from imagefs.image.disk import VirtualDisk
-from imagefs.image.runs import Run, RunTable
+from imagefs.image.runs import Run, RunTable, distinct
 from imagefs.image.tail import ImageInfo
 from imagefs.interfaces import State
 
@@ -71,7 +71,7 @@ def _ranges(first: I64, end: I64, limit: int) -> list[Range]:
 def _pieces(old: RunTable, new: RunTable, chunks: int) -> tuple[I64, I64]:
     """The chunks before ``chunks``, cut wherever a run of either begins: (first, count) of each piece."""
     cuts = np.concatenate((old.first, new.first, [chunks]))
-    cuts = np.unique(cuts[cuts <= chunks])
+    cuts = distinct(cuts[cuts <= chunks])
     return cuts[:-1], np.diff(cuts)
 
 

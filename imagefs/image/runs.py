@@ -161,7 +161,7 @@ def overlay_all(tables: Sequence[RunTable]) -> RunTable:
     if len(tables) == 1:
         return tables[0]
     runs = _joined(tables)
-    cuts = _distinct(np.concatenate((runs.first, runs.first + runs.count)))
+    cuts = distinct(np.concatenate((runs.first, runs.first + runs.count)))
     start = np.searchsorted(cuts, runs.first)
     pieces = np.searchsorted(cuts, runs.first + runs.count) - start
     if len(tables) > 2 and int(pieces.sum()) > MAX_PAINT * len(cuts):
@@ -197,7 +197,7 @@ def _painted(runs: RunTable, cuts: I64, start: I64, pieces: I64) -> RunTable:
     return RunTable(first, count, state, runs.layer[shown], row)
 
 
-def _distinct(values: I64) -> I64:
+def distinct(values: I64) -> I64:
     """Sorted, each once. ``np.unique`` hashes them first, which takes ten times as long here."""
     values.sort()
     keep = np.ones(len(values), np.bool_)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import enum
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from imagefs.block.ranges import Range, cut, overlaps
@@ -25,7 +24,7 @@ from imagefs.interfaces import (
     Progress,
     Volume,
 )
-from imagefs.ops.compare import Side, bytes_differ, differences
+from imagefs.ops.compare import Side, bytes_differ, differences, narrowed
 from imagefs.ops.diskimage import DiskImage
 from imagefs.ops.records import changed_records, is_own, number_of, paths_by_links, records_in
 
@@ -108,7 +107,7 @@ def _volume(
     else:
         found.why = "it lies at another place of the disk"
     try:
-        sides = _opened((old, one), (new, other))
+        sides = _opened(old, one), _opened(new, other)
     except ImagefsError as error:
         found.way, found.why = "unreadable", error.message
         found.notes.append(error.message)
@@ -119,14 +118,8 @@ def _volume(
     return found
 
 
-def _opened(*volumes: tuple[DiskImage, Volume | None]) -> list[Side | None]:
-    """Both at once: it is their workers' start that takes long."""
-
-    def opened(image: DiskImage, volume: Volume | None) -> Side | None:
-        return Side(image.filesystem(volume.number), image.volume_reader(volume)) if volume else None
-
-    with ThreadPoolExecutor(len(volumes)) as pool:
-        return list(pool.map(lambda pair: opened(*pair), volumes))
+def _opened(image: DiskImage, volume: Volume | None) -> Side | None:
+    return Side(image.near(volume.number), image.volume_reader(volume)) if volume else None
 
 
 def _is_own(each: Difference, sides: Sequence[Side | None]) -> bool:
@@ -192,6 +185,7 @@ class _Comparison:
         old, new = records_in(self._old.fs), records_in(self._new.fs)
         assert old is not None
         assert new is not None
+        self._changes = narrowed(self._old.volume, self._new.volume, self._changes)
         numbers = changed_records(
             old.tables(), new.tables(), self._old.volume, self._new.volume, self._changes
         )

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, tzinfo
+from functools import partial
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
@@ -246,25 +247,36 @@ class DiskImage:
             return self.volume_reader(volume)
         return SliceReader(_SkipMarks(self._reader, self.disk), volume.start, volume.length)
 
-    def filesystem(self, which: int | str, *, after: FileSystem | None = None) -> FileSystem:
-        """The file system of a volume, by its number or id, closed with this image. Raises BrowseError. ``after``, most
-        often of another image, is closed by this; its worker goes on with the new one."""
-        from imagefs.browse.apart import open_apart  # which verify and restore do not need
+    def filesystem(self, which: int | str) -> FileSystem:
+        """The file system of a volume, by its number or id, closed with this image. Raises BrowseError."""
+        return self._kept(self._apart(self.volume(which)))
+
+    def near(self, which: int | str, *, after: FileSystem | None = None) -> FileSystem:
+        """The same for who compares points in time: without a worker as long as our own decoders can tell. ``after``,
+        most often of another image, is closed by this; if it has a worker, that goes on with the new one."""
+        from imagefs.browse.near import open_near
 
         volume = self.volume(which)
+        return self._kept(open_near(self._marked(volume), partial(self._apart, volume), after))
+
+    def _apart(self, volume: Volume, after: FileSystem | None = None) -> FileSystem:
+        from imagefs.browse.apart import open_apart  # which verify and restore do not need
+
         reader = self._marked(volume)
         try:
-            opened = open_apart(reader, crew=self.crew, after=after, fat_zone=self.fat_zone)
+            return open_apart(reader, crew=self.crew, after=after, fat_zone=self.fat_zone)
         except NotAFileSystem as error:
             container = self.container(volume.id)
             if container is not None:
                 raise NotAFileSystem(container.message) from error
             if self._other is None:
                 raise
-            opened = self._other(reader, error)
+            return self._other(reader, error)
+
+    def _kept(self, fs: FileSystem) -> FileSystem:
         with self._lock:
-            self._open.append(opened)
-        return opened
+            self._open.append(fs)
+        return fs
 
     def let_go(self, fs: FileSystem) -> None:
         """Closing this image no longer closes ``fs``, which ``filesystem`` gave."""

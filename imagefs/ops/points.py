@@ -55,7 +55,7 @@ class Point:
     def open(self, after: FileSystem | None = None) -> FileSystem:
         """The file system; ``after`` is another that is closed by this. Raises BrowseError."""
         if self.fs is None:
-            self.fs = self.image.filesystem(self._number, after=after)
+            self.fs = self.image.near(self._number, after=after)
         return self.fs
 
     @property

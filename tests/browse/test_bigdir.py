@@ -122,6 +122,35 @@ def test_a_lone_surrogate_stays_what_it_is() -> None:
     assert names[0][0] == b"a\xed\xa0\x80"
 
 
+def test_ntfs_names_are_found_one_by_one() -> None:
+    """Some of them lie across the end of a sector, where two bytes are kept elsewhere."""
+    texts = ["Größe", "a\ud800", "\U0001f4be disk", *(f"{'x' * (50 + n % 7)}name {n}" for n in range(15))]
+    blocks = index_block(*(index_entry(text, 100 + n) for n, text in enumerate(texts)))
+    torn = bytearray(index_block(index_entry("torn", 5)))
+    torn[510] ^= 0x55
+    unused = index_block(index_entry("unused", 7))
+    names = NtfsNames(index_root(index_entry("at the root", 9)), BytesReader(blocks + torn + unused), b"\x03")
+    every = listed(names, Damage())
+    assert len(every) == len(texts) + 1
+    for each in every:
+        assert names.named(each.name) == [each]
+    for name in (b"torn", b"unused", b"x" * 53 + b"NAME 3", b"name 3", b"\xff\xfe", b""):
+        assert names.named(name) == []
+
+
+def test_ext_names_are_found_one_by_one() -> None:
+    data = ext_block(b"a", b"b", b"twice") + ext_block(b"twice", b"c" * 255)
+    reader = BreakingReader(BytesReader(data + ext_block(b"lost")), 2 * BLOCK, 3 * BLOCK)
+    names = ExtNames(reader, BLOCK, [Piece(0, 3 * BLOCK, 0)])
+    assert [len(names.named(name)) for name in (b"a", b"twice", b"c" * 255, b"c" * 254, b"lost")] == [
+        1,
+        2,
+        1,
+        0,
+        0,
+    ]
+
+
 @given(st.binary(max_size=4096))
 def test_any_ext_block_is_survived(data: bytes) -> None:
     names, _ = ext(data)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 
 from imagefs.errors import ChainError, FormatError
 from imagefs.format.header import Header, Kind
-from imagefs.image.catalog import ImageInfo, image_name, scan
+from imagefs.image.catalog import Catalog, ImageInfo, image_name, scan
 from imagefs.store import LocalStore, MemoryStore
 from tests.support.images import CHUNK, SET, Craft, capture_bytes, disk_bytes, full_of, noise, text
 
@@ -49,6 +50,29 @@ def test_families() -> None:
     assert names(list(catalog.ancestors(made["leaf"]))) == ["incr", "full"]
     assert catalog.newest() == made["other"] == catalog.newest_full()
     assert set(catalog.by_uuid) == {info.uuid for info in made.values()}
+
+
+def test_the_next_image_of_a_chain_takes_its_lineage_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    store, made = tree()
+    catalog, searched, search = scan(store), [], Catalog._candidates
+
+    def counted(self: Catalog, uuid: UUID) -> object:
+        searched.append(uuid)
+        return search(self, uuid)
+
+    monkeypatch.setattr(Catalog, "_candidates", counted)
+    for name, lineage, times in (
+        ("full", ["full"], 0),
+        ("incr", ["full", "incr"], 1),
+        ("leaf", ["full", "incr", "leaf"], 2),
+        ("leaf", ["full", "incr", "leaf"], 2),
+        ("diff", ["full", "diff"], 3),
+        ("leaf", ["full", "incr", "leaf"], 5),
+        ("other", ["other"], 5),
+    ):
+        with contextlib.closing(catalog.open_chain(catalog.by_uuid[made[name].uuid])) as chain:
+            assert names(list(chain.infos)) == lineage
+        assert len(searched) == times, name
 
 
 def test_an_empty_set() -> None:
