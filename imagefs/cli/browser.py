@@ -23,13 +23,13 @@ from imagefs.cli.deleted import Recoverable, distinct_names
 from imagefs.cli.details import stat_lines
 from imagefs.cli.facts import CONSISTENCY
 from imagefs.cli.get import Job, take, taken_words, tell_deleted
-from imagefs.cli.unlock import unlock_option
+from imagefs.cli.unlock import secrets_of, unlock_option
 from imagefs.cli.wiring import (
     find_image,
     look_at,
     open_disk,
+    open_point,
     open_set,
-    partition_number,
     shown_disk,
     split_path,
 )
@@ -101,6 +101,7 @@ class SetSession:
         self._lock = threading.Lock()
         self._infos: dict[str, ImageInfo] = {}
         self._shared = Shared()
+        self._secrets = secrets_of(console.unlocks)
         split_path(path)
         if text.startswith("@"):
             text = default_set() + text
@@ -149,8 +150,7 @@ class SetSession:
         if volume is None:
             raise BrowseError("a whole disk has no versions", hint="go into a volume first")
         progress = ScreenProgress(told, heed)
-        number = partition_number(volume)
-        history = path_history(self._catalog, number, inner, opener=self._opener, progress=progress)
+        history = path_history(self._catalog, volume, inner, opener=self._opener, progress=progress)
         versions = [
             Version(point_of(each.image), each.images, str(each.change), _what(each), each.entry)
             for each in reversed(history.versions)
@@ -158,7 +158,7 @@ class SetSession:
         return versions, history.notes
 
     def _opener(self, info: ImageInfo) -> DiskImage:
-        return open_disk(self._catalog, info, fat_zone=self._console.fat_zone, shared=self._shared)
+        return open_point(self._console, self._catalog, info, secrets=self._secrets, shared=self._shared)
 
     def close(self) -> None:
         pass

@@ -6,7 +6,7 @@ import contextlib
 import os
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, tzinfo
 from pathlib import Path
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from imagefs.cli.unlock import Unlock
     from imagefs.image.shared import Shared
     from imagefs.ops.diskimage import DiskImage
+    from imagefs.ops.innervolumes import Secret
 
 #: How a set is looked at: ``look_at``, or ``scan`` where nothing remembered will do.
 Look = Callable[[LocalStore], Catalog]
@@ -155,6 +156,20 @@ def open_disk(
     return image
 
 
+def open_point(
+    console: Console,
+    catalog: Catalog,
+    info: ImageInfo,
+    *,
+    secrets: Mapping[str, Secret],
+    shared: Shared,
+) -> DiskImage:
+    """One of several images that are looked at together: what ``secrets`` do not open in it stays locked."""
+    image = open_disk(catalog, info, fat_zone=console.fat_zone, shared=shared)
+    image.unlock(secrets, lenient=True)
+    return image
+
+
 def open_by_kernel(reader: Reader, refused: NotAFileSystem) -> FileSystem:
     """What only the kernel can read; loaded when something is refused."""
     from mounter import kernel
@@ -182,16 +197,6 @@ def open_image(path: str | os.PathLike[str]) -> DiskImage:
     """What ``imagefs.open`` does: an IMAGE as on the command line, opened."""
     catalog, info, _ = find_image(os.fspath(path))
     return open_disk(catalog, info)
-
-
-def partition_number(volume: str) -> int:
-    """The number of a volume that is a partition. UsageError for one that lies inside another."""
-    if not volume[1:].isdigit():
-        raise UsageError(
-            f"{volume} lies inside another volume, and only partitions are compared over time",
-            hint="`imagefs mount SET DIR --history` shows it in every image",
-        )
-    return int(volume[1:])
 
 
 def split_path(path: bytes) -> tuple[str | None, bytes]:

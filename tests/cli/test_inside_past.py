@@ -1,0 +1,138 @@
+"""``history``, ``get --version`` and ``diff`` of volumes inside volumes as a user runs them: also those that are
+locked, are in one image only, or are numbered otherwise in another."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fixtures import inner
+from tests.cli.conftest import Cli
+from tests.support.insidepast import SECRET, LuksPast, LvmPast, change_of
+from tests.support.oracles import run_tool
+
+UNLOCK = ("--unlock", "p0=fd:0")
+
+
+@pytest.fixture
+def luks(tmp_path: Path) -> LuksPast:
+    past = LuksPast(tmp_path)
+    past.step(change_of("one"))
+    past.step(change_of("the second"))
+    return past
+
+
+def test_versions_of_a_file_in_a_logical_volume(cli: Cli, tmp_path: Path) -> None:
+    """Also when it had another number in older images, grew, and lies in more places: as LVM's tools made it."""
+    past = LvmPast(tmp_path)
+    past.step(change_of("one"))
+    past.step(change_of("the second"))
+    with past.lvm() as lvm:
+        lvm("lvextend", "-l", "+2", "office/root", past.loops[2])
+        lvm("lvrename", "office", "root", "srv")
+        lvm("lvcreate", "-an", "-Wn", "-Zn", "-l", "1", "-n", "first", "office", past.loops[2])
+    assert len(past.segments("office/srv")) == 4
+    past.step()
+    with past.lvm() as lvm:
+        lvm("lvremove", "-f", "-f", "-y", "office/gap")
+    past.step()
+    ran = cli("ls", "set", "--json")
+    names = {row["name"]: row["path"] for row in ran.document["entries"] if "name" in row}
+    doc = f"{names['srv']}/home/doc.txt"
+    found = cli("history", "set", doc, "--json").document
+    assert [(row["change"], row["images"]) for row in found["versions"]] == [
+        ("first seen", 1),
+        ("changed", 3),
+    ]
+    assert found["notes"] == []
+    assert cli("get", "set", doc, "-", "--version", "1").text == "one"
+    assert cli("get", "set", doc, "-", "--version", "2").text == "the second"
+    moved = names["striped"]
+    assert moved == "/p1.2"  # and p1.3 before
+    found = cli("history", "set", f"{moved}/name.txt", "--json").document
+    assert [(row["change"], row["images"]) for row in found["versions"]] == [("first seen", 4)]
+    assert cli("get", "set", f"{moved}/name.txt", "-", "--version", "1").text == "striped\n"
+    volumes = cli("diff", "set@latest~3", "set", "--json").document["volumes"]
+    rows = {(row["id"], row["name"]): row for row in volumes}
+    assert (rows["p1.1", "srv"]["way"], rows["p1.1", "srv"]["why"]) == ("records", "")
+    assert rows["p1.2", "striped"]["way"] == "unchanged"
+    assert rows["p1.2", "gap"]["why"].startswith("only the older image has it; ")
+
+
+def test_a_logical_volume_that_one_of_two_images_has(cli: Cli, tmp_path: Path) -> None:
+    past = LvmPast(tmp_path)
+    past.step(change_of("one"))
+    with past.lvm() as lvm:
+        lvm("lvremove", "-f", "-f", "-y", "office/raid1")
+    past.step()
+    ran = cli("diff", "set@latest~1", "set", "--json")
+    found = ran.document
+    (row,) = (row for row in found["volumes"] if "only the older" in row["why"])
+    assert (row["name"], row["why"]) == ("raid1", "only the older image has it")
+    assert {each["path"].removeprefix(f"/{row['id']}") for each in found["differences"]} == {
+        *("", "/dir", "/dir/copy.txt", "/lines.txt", "/lost+found", "/name.txt")
+    }
+    assert {each["change"] for each in found["differences"]} == {"removed"}
+    back = cli("diff", "set", "set@latest~1", f"/{row['id']}", "--json").document
+    assert {each["change"] for each in back["differences"]} == {"added"}
+
+
+def test_encrypted_volumes_take_their_secret(cli: Cli, luks: LuksPast) -> None:
+    found = cli("history", "set", "/p0.1/home/doc.txt", "--json", *UNLOCK, stdin=SECRET).document
+    assert [row["what"] for row in found["versions"]] == [[], ["content", "size", "mtime"]]
+    ran = cli("get", "set", "/p0.1/home/doc.txt", "-", "--version", "1", *UNLOCK, stdin=SECRET)
+    assert ran.text == "one"
+    ran = cli("diff", "set@latest~1", "set", *UNLOCK, stdin=SECRET)
+    assert (ran.code, ran.text.splitlines()) == (
+        0,
+        [
+            "p0 is encrypted (LUKS1); what it holds is p0.1",
+            "p0.1: 0 added, 0 removed, 1 changed, 0 renamed",
+            "changed  /p0.1/home/doc.txt  (content, size, mtime)",
+        ],
+    )
+
+
+def test_what_is_locked_is_told_once(cli: Cli, luks: LuksPast) -> None:
+    ran = cli("diff", "set@latest~1", "set")
+    assert (ran.code, ran.text) == (3, "p0: cannot be compared\n")
+    assert ran.err.count("p0 is locked (LUKS1): --unlock p0 asks for its passphrase or key file") == 1
+    assert cli("diff", "set", "set").text == "p0: unchanged\n"
+    ran = cli("history", "set", "/p0.1/home/doc.txt")
+    assert ran.code == 40
+    assert "--unlock p0" in ran.err
+
+
+@pytest.mark.parametrize("words", [("history", "set", "/p0.1/home"), ("diff", "set@latest~1", "set")])
+def test_secrets_that_open_nothing(cli: Cli, luks: LuksPast, words: tuple[str, ...]) -> None:
+    ran = cli(*words, *UNLOCK, stdin=b"wrong")
+    assert ran.code == 40
+    assert "p0 (LUKS1) cannot be unlocked" in ran.err
+    ran = cli(*words, *UNLOCK, "--unlock", "p7=file:disk.key", stdin=SECRET)
+    assert ran.code == 2
+
+
+def test_one_image_that_another_secret_opens(cli: Cli, luks: LuksPast) -> None:
+    """Formatted again with another passphrase: the older images are looked into, the newest is told."""
+    words = ["--object", "secret,id=s,data=other", "-o", "key-secret=s,iter-time=10", luks.disk, str(8 << 20)]
+    run_tool(["qemu-img", "create", "-q", "-f", "luks", *words])
+    luks.step(new_source=True)
+    ran = cli("history", "set", "/p0.1/home/doc.txt", *UNLOCK, stdin=SECRET)
+    assert ran.code == 3
+    assert ran.text.count("\n") == 3
+    assert ran.err.count("p0 (LUKS1) cannot be unlocked") == 1
+    ran = cli("diff", "set@latest~1", "set", *UNLOCK, stdin=SECRET)
+    assert (ran.code, ran.text) == (3, "p0: cannot be compared\np0.1: cannot be compared\n")
+    assert ran.err.count("p0 (LUKS1) cannot be unlocked") == 1
+
+
+def test_a_container_is_told_as_such(cli: Cli, tmp_path: Path) -> None:
+    past = LvmPast(tmp_path)
+    past.step(change_of("one"))
+    past.step(change_of("the second"))
+    said = cli("diff", "set@latest~1", "set").text
+    assert "p1 is a physical volume of the volume group office (LVM)\n" in said
+    assert "p1.1 (root): 0 added, 0 removed, 1 changed, 0 renamed\n" in said
+    assert "p4: unchanged\n" in said
+    assert inner.PASSPHRASE.decode() not in said
