@@ -9,8 +9,9 @@ import pytest
 
 from fixtures import inner
 from tests.cli.conftest import Cli
+from tests.support.images import noise
 from tests.support.insidepast import SECRET, LuksPast, LvmPast, change_of
-from tests.support.oracles import run_tool
+from tests.support.oracles import run_tool, tool_text
 
 UNLOCK = ("--unlock", "p0=fd:0")
 
@@ -136,3 +137,44 @@ def test_a_container_is_told_as_such(cli: Cli, tmp_path: Path) -> None:
     assert "p1.1 (root): 0 added, 0 removed, 1 changed, 0 renamed\n" in said
     assert "p4: unchanged\n" in said
     assert inner.PASSPHRASE.decode() not in said
+
+
+@pytest.mark.parametrize("kind", ["lvm", "luks"])
+def test_files_in_bad_and_damaged_places(cli: Cli, tmp_path: Path, kind: str) -> None:
+    """``info --affected`` of sectors that a mapfile calls bad, ``verify`` after damage to the image; where the file
+    lies is asked of debugfs."""
+    past = LvmPast(tmp_path) if kind == "lvm" else LuksPast(tmp_path)
+    with past.mounted() as room:
+        for number in range(4):
+            (room / f"f{number}").write_bytes(noise(100_000, number + 1))
+    past.put()
+    block = int(tool_text("debugfs", "-R", "blocks /f2", past.volume).split()[5])
+    at = past.place_of(block * 1024)
+    size = past.disk.stat().st_size
+    rows = [(0, at, "+"), (at, 1024, "-"), (at + 1024, size - at - 1024, "+")]
+    lines = [f"{first:#x} {length:#x} {state}" for first, length, state in rows]
+    (tmp_path / "map").write_text("\n".join(["0x0 + 1", *lines]) + "\n")
+    assert cli("capture", "disk", "bad", "--mapfile", "map").code == 3
+    unlock = {} if kind == "lvm" else {"stdin": SECRET}
+    words = () if kind == "lvm" else UNLOCK
+    told = cli("info", "bad", "--affected", "--json", *words, **unlock).document
+    assert [(row["volume"], row["path"], row["offset"], row["length"]) for row in told["affected"]] == [
+        (past.name, "/f2", at, 1024)
+    ]
+    past.step()
+    (image,) = (tmp_path / "set").glob("*.imagefs")
+    stored = bytearray(image.read_bytes())
+    with past.disk.open("rb") as disk:
+        disk.seek(at)
+        stored[stored.index(disk.read(64))] ^= 1
+    image.chmod(0o600)
+    image.write_bytes(stored)
+    ran = cli("verify", "set", "--json", *words, **unlock)
+    assert ran.code == 4
+    (finding,) = (row for row in ran.document["findings"] if row["chunk"] is not None)
+    assert f"/{past.name}/f2" in finding["files"]
+    assert ran.document["notes"] == []
+    if kind == "luks":
+        ran = cli("verify", "set")
+        assert ran.code == 4
+        assert ran.err.count("files in it are not named: p0 is locked (LUKS1): --unlock p0") == 1

@@ -10,12 +10,19 @@ from pathlib import Path
 
 import pytest
 
+from imagefs.format.header import Mode
+from imagefs.image.catalog import SUFFIX
 from imagefs.image.changes import changes_between
 from imagefs.ops.diff import Kind, VolumeDiff, diff
 from imagefs.ops.diskimage import DiskImage
+from imagefs.ops.growth import growth
 from imagefs.ops.history import History, path_history
+from imagefs.store import LocalStore
+from tests.ops import test_growth
 from tests.ops.test_diff import as_diff_tells, by_diff, change, check_facts, facts_of, fill
+from tests.support.images import capture_file
 from tests.support.insidepast import InsidePast, LuksPast, LvmPast, MirrorPast
+from tests.support.past import Past
 
 PASTS: dict[str, Callable[[Path], InsidePast]] = {"lvm": LvmPast, "luks": LuksPast, "mirror": MirrorPast}
 
@@ -106,3 +113,43 @@ def test_every_version(tmp_path: Path, kind: str) -> None:
         ((b"renamed.txt",), (b"doc.txt",)),
         ((b"doc.txt",), ()),
     ]
+
+
+@pytest.mark.parametrize("kind", ["lvm", "luks"])
+def test_who_accounts_for_an_image(tmp_path: Path, kind: str) -> None:
+    """The files, folders and metadata that do when the same file system is captured as a disk of its own."""
+    past, plain = PASTS[kind](tmp_path), Past.__new__(Past)
+    (tmp_path / "plain").mkdir()
+    plain.store = LocalStore(tmp_path / "plain", suffix=SUFFIX)
+    for step in (fill, change):
+        past.step(step)
+        capture_file(plain.store, past.volume, mode=Mode.ALL)
+    expected, _ = test_growth.grown(plain.catalog)
+    info, before = past.catalog.images[-1], past.catalog.images[-2]
+    with DiskImage(past.catalog.open_disk(info), info) as image:
+        image.unlock(past.secrets())
+        found = growth(image, past.catalog.open_disk(before))
+    assert sum(share for _, share, _ in found.shares) + found.overhead == info.tail.size
+    assert found.notes == []
+    mine = {(owner.kind, owner.name) for owner, _, _ in found.shares if owner.volume == past.name}
+    assert mine == {(owner.kind, owner.name) for owner, _, _ in expected.shares}
+    assert {owner.volume for owner, _, _ in found.shares} == {past.name}
+
+
+def test_growth_of_what_is_locked_and_of_what_holds_volumes(tmp_path: Path) -> None:
+    past = LvmPast(tmp_path)
+    past.step(fill)
+    info = past.catalog.images[-1]
+    with DiskImage(past.catalog.open_disk(info), info) as image:
+        found = growth(image, None)
+    assert sum(share for _, share, _ in found.shares) + found.overhead == info.tail.size
+    owners = {(owner.volume, owner.kind) for owner, _, _ in found.shares}
+    assert {
+        ("p1", "metadata"),
+        ("p2", "metadata"),
+        ("p4", "closed"),
+        ("p1.3", "file"),
+        ("p1.5", "file"),
+    } <= owners
+    assert not any(owner == ("p4.1", "file") for owner in owners)
+    assert [note.partition(" (")[0] for note in found.notes if "p4" in note] == ["p4 is locked"]

@@ -43,6 +43,10 @@ class InsidePast(Past):
         """The volume's bytes into the disk."""
         raise NotImplementedError
 
+    def place_of(self, offset: int) -> int:
+        """Where on the disk byte ``offset`` of the volume lies."""
+        raise NotImplementedError
+
     def step(self, change: Callable[[Path], Any] | None = None, **options: Any) -> str:
         if change is not None:
             with self.mounted() as room:
@@ -104,6 +108,13 @@ class LvmPast(InsidePast):
                 out.write(data[at : at + length])
                 at += length
 
+    def place_of(self, offset: int) -> int:
+        for place, length in self.segments():
+            if offset < length:
+                return place + offset
+            offset -= length
+        raise ValueError("past the end of the volume")
+
 
 class LuksPast(InsidePast):
     """In LUKS made by qemu, which encrypts what it is given."""
@@ -126,6 +137,12 @@ class LuksPast(InsidePast):
         words = ["convert", "-n", "-f", "raw", "--target-image-opts", *self._words, self.volume, place]
         run_tool(["qemu-img", *words])
 
+    def place_of(self, offset: int) -> int:
+        payload = int(
+            tool_text("cryptsetup", "luksDump", self.disk).partition("Payload offset:")[2].split()[0]
+        )
+        return payload * 512 + offset
+
 
 class MirrorPast(InsidePast):
     """In the mirror of p1 and p2 of the disk ``raid``, of which p2 was written to last."""
@@ -147,6 +164,9 @@ class MirrorPast(InsidePast):
         with self.disk.open("r+b") as out:
             out.seek(self._start)
             out.write(self.volume.read_bytes())
+
+    def place_of(self, offset: int) -> int:
+        return self._start + offset
 
 
 def change_of(words: str) -> Callable[[Path], object]:
