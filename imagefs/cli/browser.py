@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -158,7 +159,9 @@ class SetSession:
         return versions, history.notes
 
     def _opener(self, info: ImageInfo) -> DiskImage:
-        return open_point(self._console, self._catalog, info, secrets=self._secrets, shared=self._shared)
+        image = open_point(self._console, self._catalog, info, secrets=self._secrets, shared=self._shared)
+        image.waiting = nullcontext  # the terminal is the browser's
+        return image
 
     def close(self) -> None:
         pass
@@ -207,9 +210,8 @@ class OpenImage:
 
     def __init__(self, console: Console, catalog: Catalog, info: ImageInfo, shared: Shared) -> None:
         self._console = console
-        self._disk = open_disk(
-            catalog, info, fat_zone=console.fat_zone, unlocks=console.unlocks, shared=shared
-        )
+        self._disk = open_disk(catalog, info, console=console, shared=shared)
+        self._disk.waiting = nullcontext  # the terminal is the browser's
         self._reader = shown_disk(self._disk, unreadable="zeros")
         self._places = _SharedPlaces(console, self._disk, onerror=lambda error: None, note=lambda text: None)
 

@@ -114,7 +114,7 @@ def get(
         catalog, found, sources[0] = image_of_version(console, image, sources, version)
     else:
         catalog, found = choose_image(console, image, browse=True)
-    with open_disk(catalog, found, fat_zone=console.fat_zone, unlocks=console.unlocks) as disk:
+    with open_disk(catalog, found, console=console) as disk:
         reader = shown_disk(disk, unreadable="zeros")
         try:
             entries = _chosen(

@@ -64,7 +64,7 @@ def info(
     if hashes:
         _say_hashes(console, found)
         return
-    with open_disk(catalog, found, unlocks=console.unlocks) as disk:
+    with open_disk(catalog, found, console=console) as disk:
         if mapfile:
             bad = [(row["offset"], row["length"]) for row in unreadable_ranges(disk)]
             left_out = ranges_in(disk, State.SKIPPED)

@@ -6,7 +6,7 @@ import contextlib
 import os
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, tzinfo
 from pathlib import Path
@@ -24,7 +24,6 @@ from imagefs.interfaces import FileSystem, Reader, State
 from imagefs.store import CacheFolder, LocalStore
 
 if TYPE_CHECKING:
-    from imagefs.cli.unlock import Unlock
     from imagefs.image.shared import Shared
     from imagefs.ops.diskimage import DiskImage
     from imagefs.ops.innervolumes import Secret
@@ -138,12 +137,12 @@ def open_disk(
     catalog: Catalog,
     info: ImageInfo,
     *,
+    console: Console | None = None,
     fat_zone: tzinfo = UTC,
-    unlocks: Sequence[Unlock] = (),
     shared: Shared | None = None,
 ) -> DiskImage:
-    """The virtual disk of ``info`` with its volumes and file systems; ``fat_zone`` as ``open_filesystem`` has it,
-    ``unlocks`` what opens encrypted volumes.
+    """The virtual disk of ``info`` with its volumes and file systems, as the options of ``console`` say, or with
+    ``fat_zone`` as ``open_filesystem`` has it.
 
     ``shared`` is what it has in common with other disks of the set that are open.
     """
@@ -151,8 +150,10 @@ def open_disk(
 
     image = DiskImage(catalog.open_disk(info, shared=shared), info, other=open_by_kernel)
     image.fat_zone = fat_zone
-    if unlocks:
-        image.unlock(secrets_of(unlocks))
+    if console is not None:
+        image.fat_zone = console.fat_zone
+        image.waiting = console.waiting
+        image.unlock(secrets_of(console.unlocks))
     return image
 
 
@@ -165,7 +166,7 @@ def open_point(
     shared: Shared,
 ) -> DiskImage:
     """One of several images that are looked at together: what ``secrets`` do not open in it stays locked."""
-    image = open_disk(catalog, info, fat_zone=console.fat_zone, shared=shared)
+    image = open_disk(catalog, info, console=console, shared=shared)
     image.unlock(secrets, lenient=True)
     return image
 

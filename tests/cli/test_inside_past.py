@@ -3,6 +3,11 @@ locked, are in one image only, or are numbered otherwise in another."""
 
 from __future__ import annotations
 
+import json
+import os
+import pty
+import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -178,3 +183,38 @@ def test_files_in_bad_and_damaged_places(cli: Cli, tmp_path: Path, kind: str) ->
         ran = cli("verify", "set")
         assert ran.code == 4
         assert ran.err.count("files in it are not named: p0 is locked (LUKS1): --unlock p0") == 1
+
+
+#: The command line, which thinks that a second is over at once.
+AT_ONCE = "import imagefs.cli.console as c; c.QUIET_SECONDS = 0; from imagefs.cli.main import main; main()"
+
+
+def test_what_is_waited_for_is_told(luks: LuksPast, tmp_path: Path) -> None:
+    """While a key is made: a line on a terminal, which goes away again; lines of JSON; nothing where nobody looks."""
+    (tmp_path / "key").write_bytes(SECRET)
+    words = [
+        sys.executable,
+        "-c",
+        AT_ONCE,
+        "ls",
+        str(tmp_path / "set"),
+        "--unlock",
+        f"p0=file:{tmp_path / 'key'}",
+    ]
+    said = run_tool([*words, "--json"]).stderr.decode()
+    told = [json.loads(line)["progress"] for line in said.splitlines() if "progress" in line]
+    assert told
+    assert {row["phase"] for row in told} == {"unlocking p0"}
+    assert {row["total"] for row in told} == {None}
+    assert b"unlocking" not in run_tool(words).stderr
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.execv(words[0], words)
+    shown = b""
+    with suppress(OSError):  # EIO when the other end is closed
+        while part := os.read(terminal, 1000):
+            shown += part
+    os.close(terminal)
+    assert os.waitpid(pid, 0)[1] == 0
+    assert b"\r\x1b[Kunlocking p0: 00:0" in shown
+    assert b"unlocking" not in shown.rpartition(b"\r\x1b[K")[2]
