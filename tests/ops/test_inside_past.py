@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from imagefs.format.header import Mode
-from imagefs.image.catalog import SUFFIX
+from imagefs.image.catalog import SUFFIX, scan
 from imagefs.image.changes import changes_between
 from imagefs.ops.diff import Kind, VolumeDiff, diff
 from imagefs.ops.diskimage import DiskImage
@@ -22,6 +22,7 @@ from tests.ops import test_growth
 from tests.ops.test_diff import as_diff_tells, by_diff, change, check_facts, facts_of, fill
 from tests.support.images import capture_file
 from tests.support.insidepast import InsidePast, LuksPast, LvmPast, MirrorPast
+from tests.support.oracles import run_tool, unpacked_corpus_file
 from tests.support.past import Past
 
 PASTS: dict[str, Callable[[Path], InsidePast]] = {"lvm": LvmPast, "luks": LuksPast, "mirror": MirrorPast}
@@ -153,3 +154,25 @@ def test_growth_of_what_is_locked_and_of_what_holds_volumes(tmp_path: Path) -> N
     } <= owners
     assert not any(owner == ("p4.1", "file") for owner in owners)
     assert [note.partition(" (")[0] for note in found.notes if "p4" in note] == ["p4 is locked"]
+
+
+def test_shadow_copies_are_compared_and_followed_where_they_are_named(tmp_path: Path) -> None:
+    """plaso's disk, captured again after the volume itself was written to: its shadow copies are as they were."""
+    packed = unpacked_corpus_file("plaso/test_data/vsstest.qcow2", tmp_path)
+    run_tool(["qemu-img", "convert", "-O", "raw", packed, tmp_path / "disk"])
+    (tmp_path / "plain").mkdir()
+    store = LocalStore(tmp_path / "plain", suffix=SUFFIX)
+    capture_file(store, tmp_path / "disk", mode=Mode.ALL)
+    with (tmp_path / "disk").open("r+b") as disk:
+        disk.seek(300)  # in the code that boots
+        disk.write(b"other code")
+    capture_file(store, tmp_path / "disk", mode=Mode.ALL)
+    catalog, copy = scan(store), "p0@20131203T063509Z"
+    found = path_history(catalog, copy, b"/syslog")
+    assert [(str(each.change), each.images) for each in found.versions] == [("first seen", 2)]
+    one, other = (DiskImage(catalog.open_disk(info), info) for info in catalog.images)
+    with one, other:
+        changes = changes_between(one.disk, other.disk)
+        (row,) = diff(one, other, changes, only=copy)
+        assert (row.way, row.differences, row.notes) == ("records", [], [])
+        assert [each.volume for each in diff(one, other, changes)] == ["p0"]
