@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,10 @@ from imagefs.cli.wiring import choose_image, open_point, split_path
 
 if TYPE_CHECKING:
     from imagefs.ops.diff import Difference, VolumeDiff
+
+
+#: A sentence that begins with a volume.
+_NAMED = re.compile(r"p\d")
 
 
 @click.command()
@@ -64,7 +69,7 @@ def diff(console: Console, old: str, new: str, path: str) -> None:
         for line in _lines(each):
             console.line(line)
     notes = [
-        note if note.startswith("p") else f"{each.volume}: {note}" for each in found for note in each.notes
+        note if _NAMED.match(note) else f"{each.volume}: {note}" for each in found for note in each.notes
     ]
     for note in dict.fromkeys(notes):  # what lies in a locked volume has the same
         console.warn(note)

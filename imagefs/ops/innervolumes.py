@@ -102,6 +102,7 @@ class InnerVolumes:
         self._secrets = dict(secrets)
         self._lenient = lenient
         self._waiting = waiting
+        self._read_from = partitions  # as long as they are known by their id()
         self._places = {id(reader): (volume.start, reader.size) for volume, reader in partitions}
         self._children: dict[str, list[Inner]] = {}
         self._members: dict[str, list[tuple[str, Reader, Member]]] = {}

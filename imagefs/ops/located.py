@@ -6,6 +6,7 @@ Of BitLocker and shadow copies nobody tells, so there any byte may come of any.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -58,10 +59,11 @@ class Located:
         if self.loose:
             return [(each.place, each.place + each.length) for each in self.pieces]
         found = []
-        for each in self.pieces:
+        for each in islice(self.pieces, bisect_right(self.pieces, first, key=lambda piece: piece.end), None):
+            if each.first >= end:
+                break
             low, high = max(first, each.first), min(end, each.end)
-            if low < high:
-                found.append((each.place + low - each.first, each.place + high - each.first))
+            found.append((each.place + low - each.first, each.place + high - each.first))
         return found
 
     def changed(self, older: Located, changes: list[Range]) -> list[Range] | None:
