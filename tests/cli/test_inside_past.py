@@ -178,7 +178,8 @@ def test_files_in_bad_and_damaged_places(cli: Cli, tmp_path: Path, kind: str) ->
     assert ran.code == 4
     (finding,) = (row for row in ran.document["findings"] if row["chunk"] is not None)
     assert f"/{past.name}/f2" in finding["files"]
-    assert ran.document["notes"] == []
+    refused = [note.partition(" ")[0] for note in ran.document["notes"]]
+    assert refused == ([] if kind == "luks" else ["p1.6", "p1.7"])  # which may lie anywhere
     if kind == "luks":
         ran = cli("verify", "set")
         assert ran.code == 4
