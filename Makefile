@@ -10,7 +10,7 @@ VENV := .venv
 # Debian 12 and Ubuntu 24.04; a|b are names of one thing in different releases.
 RUN_PACKAGES := fuse3
 DISK_PACKAGES := dosfstools e2fsprogs fdisk gdisk mtools ntfs-3g
-TEST_PACKAGES := acl apfsprogs attr bsdextrautils btrfs-progs bzip2 cryptsetup-bin erofs-utils ewf-tools exfat-fuse exfatprogs f2fs-tools fio fusefat gddrescue genisoimage hdparm libarchive-tools libcap2-bin libfuse2t64|libfuse2 libnbd-bin lz4 makefs mdadm nbdkit ovmf partclone procps \
+TEST_PACKAGES := acl apfsprogs attr bsdextrautils btrfs-progs bzip2 cryptsetup-bin erofs-utils ewf-tools exfat-fuse exfatprogs f2fs-tools fio fusefat gddrescue genisoimage hdparm libarchive-tools libcap2-bin libfuse2t64|libfuse2 libnbd-bin lvm2 lz4 makefs mdadm nbdkit ovmf partclone procps \
 	qemu-system-x86 qemu-utils rsync sleuthkit squashfs-tools syslinux syslinux-common syslinux-efi time unzip wimtools xfsprogs xorriso xz-utils zstd
 BENCH_PACKAGES := borgbackup casync ewf-tools fio libnbd-bin ntfs-3g python3-pyfuse3 qemu-system-common qemu-utils restic sleuthkit time xmount zstd
 VENV_PACKAGES := $(shell $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || echo python3 python3-venv)

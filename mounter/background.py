@@ -96,7 +96,6 @@ def mount_background(serve: Callable[[Readiness], int], *, log: Path) -> Started
 
 def _fork(serve: Callable[[Readiness], int], descriptor: int, log: Path) -> int:
     sys.stdout.flush()
-    sys.stderr.flush()
     try:
         if log.exists() and log.stat().st_size > _MAX_LOG:
             log.replace(log.with_suffix(".log.1"))
@@ -126,7 +125,6 @@ def _live(serve: Callable[[Readiness], int], descriptor: int, output: int) -> No
     finally:
         with contextlib.suppress(OSError):  # a full disk under the log
             sys.stdout.flush()
-            sys.stderr.flush()
         os._exit(code)
 
 

@@ -82,9 +82,15 @@ class StripedReader(_Joint):
 
 class LostReader:
     """``reader``, of which ``lost()`` are ranges whose bytes nobody has, in order: they read as zeros, their extents
-    say so, and ``reader`` is not asked for them. Asked for once, when first needed."""
+    say so, and ``reader`` is not asked for them. Asked for once, when first needed.
 
-    def __init__(self, reader: Reader, lost: Callable[[], Sequence[Extent]]) -> None:
+    ``source`` is what ``reader`` is made of, where nobody can say which of its bytes comes of which.
+    """
+
+    def __init__(
+        self, reader: Reader, lost: Callable[[], Sequence[Extent]], source: Reader | None = None
+    ) -> None:
+        self.source = source
         self._reader = reader
         self._find = lost
         self._lost: Sequence[Extent] | None = None
@@ -102,6 +108,9 @@ class LostReader:
             for each in extents
         ]
         return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def parts(self, offset: int, length: int) -> Iterator[tuple[Reader, int, int]]:
+        yield self._reader, offset, clamp(self.size, offset, length)
 
     def extents(self, offset: int, length: int, /) -> Iterator[Extent]:
         return merged(self._extents(offset, offset + clamp(self.size, offset, length)))

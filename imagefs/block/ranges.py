@@ -70,3 +70,16 @@ def overlaps(one: Iterable[Range], other: Iterable[Range]) -> list[Range]:
 def cut(ranges: Iterable[Range], start: int, end: int) -> list[Range]:
     """What of ``ranges`` lies from ``start`` to before ``end``, counted from ``start``."""
     return [(first - start, stop - start) for first, stop in overlaps([(start, end)], ranges)]
+
+
+def without(one: Iterable[Range], other: Iterable[Range]) -> list[Range]:
+    """What lies in a range of ``one`` and in none of ``other``."""
+    found, taken = [], Ranges(other)
+    for first, end in one:
+        for start, stop in taken.within(first, end):
+            if first < start:
+                found.append((first, start))
+            first = stop
+        if first < end:
+            found.append((first, end))
+    return found

@@ -59,6 +59,12 @@ class SliceReader:
             raise SourceError("read from a closed slice")
         return reader.read_at(self.start + offset, clamp(self.size, offset, length))
 
+    def parts(self, offset: int, length: int) -> Iterator[tuple[Reader, int, int]]:
+        """(reader, offset in it, bytes) of each part of a range, in order."""
+        if self._reader is None:
+            raise SourceError("read from a closed slice")
+        yield self._reader, self.start + offset, clamp(self.size, offset, length)
+
     def extents(self, offset: int, length: int, /) -> Iterator[Extent]:
         if self._reader is None:
             raise SourceError("read from a closed slice")
@@ -147,6 +153,9 @@ class RefusingReader:
         self._what = what
         self.size = reader.size
         self._marked = MarkedReader(reader, first, end, State.UNREADABLE)
+
+    def parts(self, offset: int, length: int) -> Iterator[tuple[Reader, int, int]]:
+        yield self._reader, offset, clamp(self.size, offset, length)
 
     def extents(self, offset: int, length: int, /) -> Iterator[Extent]:
         return self._marked.extents(offset, length)

@@ -181,7 +181,7 @@ def ls(
 ) -> None:  # fmt: skip
     """List PATH in IMAGE; without PATH, its volumes."""
     catalog, found = choose_image(console, image, browse=path.strip("/") != "")
-    with open_disk(catalog, found, fat_zone=console.fat_zone, unlocks=console.unlocks) as disk:
+    with open_disk(catalog, found, console=console) as disk:
         places = Places(console, disk)
         place = (places.deleted if deleted else places.find)(os.fsencode(path))
         if place is None:
@@ -301,7 +301,7 @@ def _volume_row(disk: DiskImage, volume: Volume, facts: dict[str, Any]) -> dict[
 def cat(console: Console, image: str, paths: tuple[str, ...], inodes: tuple[str, ...]) -> None:
     """Write the content of files in IMAGE to stdout."""
     catalog, found = choose_image(console, image, browse=True)
-    with open_disk(catalog, found, fat_zone=console.fat_zone, unlocks=console.unlocks) as disk:
+    with open_disk(catalog, found, console=console) as disk:
         for each in Places(console, disk).chosen(paths, inodes):
             write_content(console, each)
 
@@ -330,7 +330,7 @@ def write_content(console: Console, place: Place) -> None:
 def stat(console: Console, image: str, paths: tuple[str, ...], inodes: tuple[str, ...]) -> None:
     """Everything the file system says of files in IMAGE."""
     catalog, found = choose_image(console, image, browse=True)
-    with open_disk(catalog, found, fat_zone=console.fat_zone, unlocks=console.unlocks) as disk:
+    with open_disk(catalog, found, console=console) as disk:
         told = partial(incomplete, console)
         rows = [stat_row(console, each, onerror=told) for each in Places(console, disk).chosen(paths, inodes)]
     console.document({"entries": rows})

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +24,13 @@ from imagefs.cli.deleted import Recoverable, distinct_names
 from imagefs.cli.details import stat_lines
 from imagefs.cli.facts import CONSISTENCY
 from imagefs.cli.get import Job, take, taken_words, tell_deleted
-from imagefs.cli.unlock import unlock_option
+from imagefs.cli.unlock import secrets_of, unlock_option
 from imagefs.cli.wiring import (
     find_image,
     look_at,
     open_disk,
+    open_point,
     open_set,
-    partition_number,
     shown_disk,
     split_path,
 )
@@ -101,6 +102,7 @@ class SetSession:
         self._lock = threading.Lock()
         self._infos: dict[str, ImageInfo] = {}
         self._shared = Shared()
+        self._secrets = secrets_of(console.unlocks)
         split_path(path)
         if text.startswith("@"):
             text = default_set() + text
@@ -149,8 +151,7 @@ class SetSession:
         if volume is None:
             raise BrowseError("a whole disk has no versions", hint="go into a volume first")
         progress = ScreenProgress(told, heed)
-        number = partition_number(volume)
-        history = path_history(self._catalog, number, inner, opener=self._opener, progress=progress)
+        history = path_history(self._catalog, volume, inner, opener=self._opener, progress=progress)
         versions = [
             Version(point_of(each.image), each.images, str(each.change), _what(each), each.entry)
             for each in reversed(history.versions)
@@ -158,7 +159,9 @@ class SetSession:
         return versions, history.notes
 
     def _opener(self, info: ImageInfo) -> DiskImage:
-        return open_disk(self._catalog, info, fat_zone=self._console.fat_zone, shared=self._shared)
+        image = open_point(self._console, self._catalog, info, secrets=self._secrets, shared=self._shared)
+        image.waiting = nullcontext  # the terminal is the browser's
+        return image
 
     def close(self) -> None:
         pass
@@ -207,9 +210,8 @@ class OpenImage:
 
     def __init__(self, console: Console, catalog: Catalog, info: ImageInfo, shared: Shared) -> None:
         self._console = console
-        self._disk = open_disk(
-            catalog, info, fat_zone=console.fat_zone, unlocks=console.unlocks, shared=shared
-        )
+        self._disk = open_disk(catalog, info, console=console, shared=shared)
+        self._disk.waiting = nullcontext  # the terminal is the browser's
         self._reader = shown_disk(self._disk, unreadable="zeros")
         self._places = _SharedPlaces(console, self._disk, onerror=lambda error: None, note=lambda text: None)
 

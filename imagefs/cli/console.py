@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import sys
+import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime, timezone, tzinfo
@@ -138,6 +139,32 @@ class Console:
                 shown.clear()
         else:
             yield PlainProgress(self)
+
+    @contextlib.contextmanager
+    def waiting(self, label: str) -> Iterator[None]:
+        """Progress of what cannot tell how far it is: after a second ``label`` is shown with the time it takes, by a
+        thread of its own."""
+        if not self.shows_progress:
+            yield
+            return
+        shown = JsonProgress() if self.json_mode else WaitingProgress()
+        shown.start(label, None)
+        done = threading.Event()
+
+        def beat() -> None:
+            wait = QUIET_SECONDS
+            while not done.wait(wait):
+                wait = BEAT_SECONDS
+                shown.beat(time.monotonic() - shown.started)
+
+        thread = threading.Thread(target=beat, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+            shown.clear()
 
     def _make_room(self) -> None:
         """Take the line of progress away before something is written where it stands."""
@@ -330,6 +357,21 @@ class TerminalProgress(Meter):
         print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
 
+class WaitingProgress(TerminalProgress):
+    """What is waited for, and how long."""
+
+    _beaten = False
+
+    def beat(self, seconds: float) -> None:
+        self._beaten = True
+        text = f"{self.label}: {duration_text(seconds)}"[: terminal_columns() - 1]
+        print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
+
+    def clear(self) -> None:
+        if self._beaten:
+            super().clear()
+
+
 class JsonProgress(Meter):
     """A JSON line on stderr at every beat."""
 
@@ -341,3 +383,6 @@ class JsonProgress(Meter):
 
     def note(self, message: str, /) -> None:
         print(json.dumps({"note": message}), file=sys.stderr, flush=True)
+
+    def clear(self) -> None:
+        """Lines stay."""

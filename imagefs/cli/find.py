@@ -109,7 +109,7 @@ def find(console: Console, image: str, path: str, null: bool, **options: Any) ->
     asked = _asked(console, options)
     catalog, found = choose_image(console, image, browse=True)
     with (
-        open_disk(catalog, found, fat_zone=console.fat_zone, unlocks=console.unlocks) as disk,
+        open_disk(catalog, found, console=console) as disk,
         console.progress() as progress,
     ):
         if asked.content is not None:

@@ -111,10 +111,10 @@ def get(
             raise UsageError(
                 "--version is that of a file by its path", hint="leave --deleted and --inode out"
             )
-        catalog, found = image_of_version(console, image, sources, version)
+        catalog, found, sources[0] = image_of_version(console, image, sources, version)
     else:
         catalog, found = choose_image(console, image, browse=True)
-    with open_disk(catalog, found, fat_zone=console.fat_zone, unlocks=console.unlocks) as disk:
+    with open_disk(catalog, found, console=console) as disk:
         reader = shown_disk(disk, unreadable="zeros")
         try:
             entries = _chosen(

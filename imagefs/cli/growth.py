@@ -49,7 +49,7 @@ def say_growth(console: Console, catalog: Catalog, info: ImageInfo, disk: DiskIm
 
 def _row(owner: Owner, size: int, chunks: int) -> dict[str, Any]:
     row: dict[str, Any] = {
-        "volume": None if owner.volume is None else f"p{owner.volume}",
+        "volume": owner.volume,
         "kind": owner.kind,
         "bytes": size,
         "chunks": chunks,
@@ -75,8 +75,8 @@ def _lines(found: Growth, total: int) -> list[str]:
 
 def _words(owner: Owner) -> str:
     words = owner.name.decode()
-    return words if owner.volume is None else f"{words} of p{owner.volume}"
+    return words if owner.volume is None else f"{words} of {owner.volume}"
 
 
 def _shown(owner: Owner) -> bytes:
-    return b"/p%d" % (owner.volume or 0) + (b"" if owner.name == b"/" else owner.name)
+    return f"/{owner.volume}".encode() + (b"" if owner.name == b"/" else owner.name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -11,7 +12,8 @@ from imagefs.cli.command import common, fat_zone_option
 from imagefs.cli.console import Console, default_set
 from imagefs.cli.rows import entry_row, path_fields
 from imagefs.cli.text import quote, size_text, time_json, time_text
-from imagefs.cli.wiring import look_at, open_disk, open_set, partition_number, split_path
+from imagefs.cli.unlock import secrets_of, unlock_option
+from imagefs.cli.wiring import look_at, open_point, open_set, split_path
 from imagefs.errors import UsageError
 from imagefs.image.catalog import Catalog, ImageInfo
 
@@ -25,6 +27,7 @@ _SHOWN = 20
 @click.command()
 @click.argument("words", metavar="[SET] PATH", nargs=-1, required=True)
 @fat_zone_option
+@unlock_option
 @common
 def history(console: Console, words: tuple[str, ...]) -> None:
     """Every version of PATH over all images of SET: first seen, changed, renamed, deleted, back again.
@@ -48,24 +51,26 @@ def read_history(console: Console, catalog: Catalog, path: bytes) -> History:
     """The history of PATH over the images of ``catalog``. Raises UsageError, BrowseError."""
     from imagefs.image.shared import Shared
     from imagefs.ops.history import path_history
+    from imagefs.ops.innervolumes import check_secrets
 
     volume, inner = split_path(path)
     if volume is None:
         raise UsageError("/ is the list of volumes", hint="name a path in one, such as /p1/…")
 
-    number, shared = partition_number(volume), Shared()
-
-    def opened(info: ImageInfo) -> Any:
-        return open_disk(catalog, info, fat_zone=console.fat_zone, shared=shared)
-
+    secrets = secrets_of(console.unlocks)
+    opened = partial(open_point, console, catalog, secrets=secrets, shared=Shared())
     with console.progress() as progress:
-        return path_history(catalog, number, inner, opener=opened, progress=progress)
+        found = path_history(catalog, volume, inner, opener=opened, progress=progress)
+    if not volume[1:].isdigit():
+        check_secrets(secrets)
+    return found
 
 
 def image_of_version(
     console: Console, text: str, paths: list[bytes], number: int
-) -> tuple[Catalog, ImageInfo]:
-    """The set, and the image that has version ``number`` of the only path. Raises UsageError, BrowseError."""
+) -> tuple[Catalog, ImageInfo, bytes]:
+    """The set, the image that has version ``number`` of the only path, and the path in that image. Raises UsageError,
+    BrowseError."""
     if len(paths) != 1:
         raise UsageError("--version is that of one PATH", hint="take the others one by one")
     if not os.path.isdir(text or default_set()):
@@ -73,14 +78,15 @@ def image_of_version(
             "--version counts over a whole set", hint="name the set, without @ and what is behind it"
         )
     catalog = look_at(open_set(text or default_set()))
-    version = read_history(console, catalog, paths[0]).version(number)
+    history = read_history(console, catalog, paths[0])
+    version = history.version(number)
     when = time_text(version.image.created, console.zone)
     console.note(f"imagefs: version {number} is that of {version.image.name}, of {when}")
-    return catalog, version.image
+    return catalog, version.image, b"/" + version.volume.encode() + history.path
 
 
 def _shown(found: History, path: bytes) -> bytes:
-    return b"/p%d" % found.volume + path
+    return b"/" + found.volume.encode() + path
 
 
 def _document(found: History) -> dict[str, Any]:

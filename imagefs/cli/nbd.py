@@ -54,7 +54,7 @@ def nbd(
         raise UsageError("--allow-remote goes with --listen", hint="--listen 0.0.0.0:10809 --allow-remote")
     wanted = parse_volume(partition) if partition else None
     catalog, info = choose_image(console, image)
-    with open_disk(catalog, info, unlocks=console.unlocks) as disk, serving(disk, unreadable) as exports:
+    with open_disk(catalog, info, console=console) as disk, serving(disk, unreadable) as exports:
         if wanted is not None:
             disk.volume_reader(disk.volume(wanted))  # or why there is none
             exports = [export for export in exports if export.name == wanted]

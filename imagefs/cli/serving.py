@@ -98,7 +98,7 @@ def _serve_image(console: Console, image: str, path: str, wishes: Wishes, readin
     wishes = replace(wishes, natives=tuple((name, resolve(place)) for name, place in wishes.natives))
     catalog, info = choose_image(console, image, note=notes.append if readiness else None)
     file = os.path.join(catalog.store.url, info.name)
-    with open_disk(catalog, info, fat_zone=console.fat_zone, unlocks=console.unlocks) as disk:
+    with open_disk(catalog, info, console=console) as disk:
         spec = mount_spec(disk, catalog.store.url, unreadable=wishes.unreadable, overlay=wishes.overlay)
         _leave_folder(readiness)
 

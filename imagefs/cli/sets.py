@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+from functools import partial
 from typing import Any
 
 import click
@@ -24,12 +25,13 @@ from imagefs.cli.facts import (
 from imagefs.cli.growth import say_growth
 from imagefs.cli.report import CASE_WORDS, ZEROS_IN_DIGESTS
 from imagefs.cli.text import age_text, one_line, quote, size_text, time_text, use_text, valid_text
-from imagefs.cli.unlock import unlock_option
-from imagefs.cli.wiring import choose_image, open_disk, open_set
+from imagefs.cli.unlock import secrets_of, unlock_option
+from imagefs.cli.wiring import choose_image, open_disk, open_point, open_set
 from imagefs.errors import ChainError, StoreError, UsageError
 from imagefs.image.catalog import REPORT_SUFFIX, Catalog, ImageInfo, scan
+from imagefs.image.shared import Shared
 from imagefs.interfaces import Finding, State
-from imagefs.ops.affected import find_affected
+from imagefs.ops.affected import find_affected, in_image
 from imagefs.ops.diskimage import DiskImage
 from imagefs.ops.verify import LEVELS, Verifier, VerifyReport, compare, name_files
 from imagefs.version import VERSION
@@ -62,7 +64,7 @@ def info(
     if hashes:
         _say_hashes(console, found)
         return
-    with open_disk(catalog, found, unlocks=console.unlocks) as disk:
+    with open_disk(catalog, found, console=console) as disk:
         if mapfile:
             bad = [(row["offset"], row["length"]) for row in unreadable_ranges(disk)]
             left_out = ranges_in(disk, State.SKIPPED)
@@ -103,7 +105,7 @@ def _say_affected(console: Console, disk: DiskImage) -> None:
     """The files in unreadable ranges, by partition and name."""
     bad = [(row["offset"], row["offset"] + row["length"]) for row in unreadable_ranges(disk)]
     with console.progress() as progress:
-        found = find_affected(disk, disk.volumes, bad, progress=progress)
+        found = find_affected(in_image(disk), bad, progress=progress)
     rows = [
         {
             "volume": place.volume,
@@ -115,14 +117,18 @@ def _say_affected(console: Console, disk: DiskImage) -> None:
         for place in found.places
     ]
     console.document(
-        {"unreadable": sum(end - first for first, end in bad), "affected": rows, "notes": found.notes}
+        {
+            "unreadable": sum(end - first for first, end in bad),
+            "affected": rows,
+            "notes": found.notes + found.closed,
+        }
     )
     for first, end in bad:
         for name in found.files_in(first, end) or ["no file: free space, metadata or a gap"]:
             console.line(f"{end - first} bytes at {first}: {name}")
     if not bad:
         console.line("nothing was unreadable")
-    for note in found.notes:
+    for note in found.notes + found.closed:
         console.warn(note)
 
 
@@ -205,6 +211,7 @@ def _volume_line(row: dict[str, Any]) -> str:
 @click.option("--against", metavar="SOURCE", type=click.Path(), help="Compare with a device or raw file.")
 @click.option("--all", "every", is_flag=True, help="IMAGE is a set: verify every image of it.")
 @click.option("--threads", type=click.IntRange(1, 256), help="Default: all cores.")
+@unlock_option
 @common
 def verify(
     console: Console, image: str | None, level: str, against: str | None, every: bool, threads: int | None
@@ -212,6 +219,8 @@ def verify(
     """Is IMAGE whole, with everything it needs? Every finding is told; exit 4 if there is any."""
     if every and against:
         raise UsageError("--against compares one image", hint="leave --all out")
+    secrets, shared = secrets_of(console.unlocks), Shared()
+    open_image = partial(open_point, console, secrets=secrets, shared=shared)
     with console.progress() as progress:
         if every:
             catalog = scan(open_set(image or default_set()))
@@ -228,7 +237,7 @@ def verify(
         if against is not None and report.ok:
             _compare(report, catalog, chosen[0], against, threads, progress)
         for each in reversed(chosen[-_NAMED_IMAGES:]):
-            name_files(report, catalog, each, progress)
+            name_files(report, catalog, each, progress, open_image)
     _say_report(console, report, against, chosen)
 
 
@@ -257,9 +266,12 @@ def _say_report(console: Console, report: VerifyReport, against: str | None, cho
             "consistency": consistency,
             "findings": [_finding_row(finding) for finding in report.findings],
             "findings_not_listed": report.dropped,
+            "notes": list(report.closed),
         }
     )
     console.findings(report.findings, report.dropped)
+    for note in report.closed:
+        console.warn(f"files in it are not named: {note}")
     if not report.ok:
         console.exit_code = 4
         return

@@ -39,7 +39,7 @@ def timeline(console: Console, image: str, path: str, as_csv: bool) -> None:
     where = os.fsencode(path)
     where = b"/" + where if VOLUME.fullmatch(where) else where
     catalog, chosen = choose_image(console, image, browse=True)
-    with open_disk(catalog, chosen, fat_zone=console.fat_zone, unlocks=console.unlocks) as disk:
+    with open_disk(catalog, chosen, console=console) as disk:
         found = _lines(console, list(starts_of(console, disk, Places(console, disk), where)))
         if console.json_mode:
             console.stream("entries", (_row(place, line) for place, line in found))

@@ -51,7 +51,7 @@ def restore(
     """Write IMAGE to TARGET: a block device, a file (sparse where it can be), or - for stdout."""
     wanted = parse_volume(partition) if partition else None
     catalog, found = choose_image(console, image)
-    with open_disk(catalog, found, unlocks=console.unlocks) as disk:
+    with open_disk(catalog, found, console=console) as disk:
         reader: Reader = disk.disk
         if wanted is not None:
             refuse_whole_disk(target, wanted)

@@ -65,6 +65,8 @@ def read_unlocks(words: Sequence[str]) -> tuple[Unlock, ...]:
 
 
 def secrets_of(unlocks: Sequence[Unlock]) -> Mapping[str, Secret]:
+    if not unlocks:
+        return {}
     from imagefs.ops.innervolumes import Secret
 
     return {each.volume: Secret(each.data, each.path) for each in unlocks}

@@ -6,7 +6,7 @@ import contextlib
 import os
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, tzinfo
 from pathlib import Path
@@ -24,9 +24,9 @@ from imagefs.interfaces import FileSystem, Reader, State
 from imagefs.store import CacheFolder, LocalStore
 
 if TYPE_CHECKING:
-    from imagefs.cli.unlock import Unlock
     from imagefs.image.shared import Shared
     from imagefs.ops.diskimage import DiskImage
+    from imagefs.ops.innervolumes import Secret
 
 #: How a set is looked at: ``look_at``, or ``scan`` where nothing remembered will do.
 Look = Callable[[LocalStore], Catalog]
@@ -137,12 +137,12 @@ def open_disk(
     catalog: Catalog,
     info: ImageInfo,
     *,
+    console: Console | None = None,
     fat_zone: tzinfo = UTC,
-    unlocks: Sequence[Unlock] = (),
     shared: Shared | None = None,
 ) -> DiskImage:
-    """The virtual disk of ``info`` with its volumes and file systems; ``fat_zone`` as ``open_filesystem`` has it,
-    ``unlocks`` what opens encrypted volumes.
+    """The virtual disk of ``info`` with its volumes and file systems, as the options of ``console`` say, or with
+    ``fat_zone`` as ``open_filesystem`` has it.
 
     ``shared`` is what it has in common with other disks of the set that are open.
     """
@@ -150,8 +150,24 @@ def open_disk(
 
     image = DiskImage(catalog.open_disk(info, shared=shared), info, other=open_by_kernel)
     image.fat_zone = fat_zone
-    if unlocks:
-        image.unlock(secrets_of(unlocks))
+    if console is not None:
+        image.fat_zone = console.fat_zone
+        image.waiting = console.waiting
+        image.unlock(secrets_of(console.unlocks))
+    return image
+
+
+def open_point(
+    console: Console,
+    catalog: Catalog,
+    info: ImageInfo,
+    *,
+    secrets: Mapping[str, Secret],
+    shared: Shared,
+) -> DiskImage:
+    """One of several images that are looked at together: what ``secrets`` do not open in it stays locked."""
+    image = open_disk(catalog, info, console=console, shared=shared)
+    image.unlock(secrets, lenient=True)
     return image
 
 
@@ -182,16 +198,6 @@ def open_image(path: str | os.PathLike[str]) -> DiskImage:
     """What ``imagefs.open`` does: an IMAGE as on the command line, opened."""
     catalog, info, _ = find_image(os.fspath(path))
     return open_disk(catalog, info)
-
-
-def partition_number(volume: str) -> int:
-    """The number of a volume that is a partition. UsageError for one that lies inside another."""
-    if not volume[1:].isdigit():
-        raise UsageError(
-            f"{volume} lies inside another volume, and only partitions are compared over time",
-            hint="`imagefs mount SET DIR --history` shows it in every image",
-        )
-    return int(volume[1:])
 
 
 def split_path(path: bytes) -> tuple[str | None, bytes]:

@@ -7,11 +7,14 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
+from typing import NamedTuple
 
-from imagefs.block.ranges import Ranges
+from imagefs.block.ranges import Range, Ranges, joined
 from imagefs.block.views import SliceReader
 from imagefs.errors import ImagefsError
 from imagefs.interfaces import METADATA, Entry, FileSystem, NoProgress, Place, Progress, Reader, Volume
+from imagefs.ops.diskimage import DiskImage
+from imagefs.ops.located import Located, partition
 
 #: Files of NTFS that no directory lists; what happens to them happens to the whole volume.
 _NTFS_OWN = (
@@ -30,6 +33,17 @@ MAX_PLACES = 100_000
 MAX_NOTES = 20
 
 
+class Source(NamedTuple):
+    """A volume in which files are looked for, its bytes, and where these lie on the disk. ``reader`` is None where
+    there is nothing to look for: because the volume only holds others, or, told in ``closed``, because it cannot be
+    opened."""
+
+    volume: Volume
+    reader: Reader | None
+    where: Located
+    closed: str = ""
+
+
 @dataclass(frozen=True, slots=True)
 class AffectedPlace:
     """Bytes ``first`` to before ``end`` of the disk hold a part of a file. ``path`` is raw bytes in
@@ -44,10 +58,12 @@ class AffectedPlace:
 
 @dataclass(slots=True)
 class Affected:
-    """``places`` in the order of the disk; ``notes`` tell what could not be looked into."""
+    """``places`` in the order of the disk; ``notes`` tell what could not be looked into, ``closed`` which volumes
+    there are locked or refused."""
 
     places: list[AffectedPlace] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    closed: list[str] = field(default_factory=list)
     dropped: int = 0
     _reach: list[int] = field(default_factory=list)
 
@@ -67,29 +83,50 @@ class Affected:
         return list(names)
 
 
+def on_disk(disk: Reader, volumes: Sequence[Volume]) -> list[Source]:
+    """Partitions of ``disk``."""
+    return [
+        Source(each, SliceReader(disk, each.start, each.length), partition(each.start, each.length))
+        for each in volumes
+    ]
+
+
+def in_image(image: DiskImage) -> Iterator[Source]:
+    """The volumes of an image, those inside others too, but no shadow copies. Raises Locked, UsageError as
+    ``DiskImage.inner``."""
+    for volume in image.all_volumes:
+        if volume.moment:
+            continue
+        where, container = image.located(volume), image.container(volume.id)
+        if container is not None and container.kind != "ntfs":
+            closed = container.message if container.state in ("locked", "refused") else ""
+            yield Source(volume, None, where, closed)
+        elif where.loose:
+            yield Source(volume, None, where, f"{volume.id}: nobody tells where on the disk its files lie")
+        else:
+            yield Source(volume, image.volume_reader(volume), where)
+
+
 def find_affected(
-    disk: Reader,
-    volumes: Sequence[Volume],
-    ranges: Iterable[tuple[int, int]],
-    *,
-    progress: Progress | None = None,
+    sources: Iterable[Source], ranges: Iterable[Range], *, progress: Progress | None = None
 ) -> Affected:
-    """What lies in ``ranges`` ((first, end) in bytes of ``disk``). Damage costs names, it never raises."""
+    """What lies in ``ranges`` of the disk ((first, end) in bytes). Damage costs names, it never raises."""
     progress = progress or NoProgress()
-    wanted = Ranges(ranges)
+    ranges = joined(ranges)
     found = Affected()
-    for volume in volumes:
-        inside = wanted.within(volume.start, volume.start + volume.length)
+    for each in sources:
+        inside = each.where.in_volume(ranges)
         if not inside:
             continue
-        progress.start(f"files of {volume.id}", None)
-        reader = SliceReader(disk, volume.start, volume.length)
-        local = Ranges((first - volume.start, end - volume.start) for first, end in inside)
+        if each.reader is None:
+            found.closed += [each.closed] if each.closed else []
+            continue
+        progress.start(f"files of {each.volume.id}", None)
         try:
-            with contextlib.closing(_open(reader)) as fs:
-                _search(fs, volume, local, found)
+            with contextlib.closing(_open(each.reader)) as fs:
+                _search(fs, each, Ranges(inside), found)
         except ImagefsError as error:
-            found.notes.append(f"{volume.id}: {error.message}")
+            found.notes.append(f"{each.volume.id}: {error.message}")
     found.settle()
     return found
 
@@ -100,9 +137,10 @@ def _open(reader: Reader) -> FileSystem:
     return open_apart(reader)
 
 
-def _search(fs: FileSystem, volume: Volume, wanted: Ranges, found: Affected) -> None:
+def _search(fs: FileSystem, source: Source, wanted: Ranges, found: Affected) -> None:
     from imagefs.browse.walk import walk
 
+    volume = source.volume
     errors: list[str] = []
     records = _bad_records(fs, wanted) if fs.kind == "ntfs" else {}
     for entry in _all_entries(fs, walk(fs, fs.root(), onerror=lambda error: errors.append(error.message))):
@@ -115,9 +153,9 @@ def _search(fs: FileSystem, volume: Volume, wanted: Ranges, found: Affected) -> 
                 errors.append(error.message)
         for place in places:
             for first, end in wanted.within(place.first, place.end):
-                _add(found, volume, entry, place.stream, first, end)
+                _add(found, source, entry, place.stream, first, end)
         if number in records:
-            _add(found, volume, entry, METADATA, *records[number])
+            _add(found, source, entry, METADATA, *records[number])
     found.notes += [f"{volume.id}: {message}" for message in errors[:MAX_NOTES]]
     if len(errors) > MAX_NOTES:
         found.notes.append(f"{volume.id}: and {len(errors) - MAX_NOTES} more like these")
@@ -132,13 +170,12 @@ def _all_entries(fs: FileSystem, walked: Iterator[Entry]) -> Iterator[Entry]:
     yield from walked
 
 
-def _add(found: Affected, volume: Volume, entry: Entry, stream: bytes, first: int, end: int) -> None:
-    if len(found.places) >= MAX_PLACES:
-        found.dropped += 1
-        return
-    found.places.append(
-        AffectedPlace(volume.id, entry.path, stream, first + volume.start, end + volume.start)
-    )
+def _add(found: Affected, source: Source, entry: Entry, stream: bytes, first: int, end: int) -> None:
+    for low, high in source.where.on_disk(first, end):
+        if len(found.places) >= MAX_PLACES:
+            found.dropped += 1
+            return
+        found.places.append(AffectedPlace(source.volume.id, entry.path, stream, low, high))
 
 
 def _bad_records(fs: FileSystem, wanted: Ranges) -> dict[str, tuple[int, int]]:

@@ -11,9 +11,9 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from imagefs.block.ranges import Range, cut, overlaps
+from imagefs.block.ranges import Range, overlaps
 from imagefs.browse.walk import walk
-from imagefs.errors import ImagefsError
+from imagefs.errors import BrowseError, ImagefsError
 from imagefs.interfaces import (
     Entry,
     EntryType,
@@ -26,6 +26,7 @@ from imagefs.interfaces import (
 )
 from imagefs.ops.compare import Side, bytes_differ, differences, narrowed
 from imagefs.ops.diskimage import DiskImage
+from imagefs.ops.pairing import natural, same_volume
 from imagefs.ops.records import changed_records, is_own, number_of, paths_by_links, records_in
 
 #: Of each volume; what could not be read.
@@ -58,9 +59,12 @@ class Difference:
 @dataclass(slots=True)
 class VolumeDiff:
     """``way``: ``unchanged`` (no chunk of it differs), ``records``, ``walk`` (both were walked, ``why`` tells why),
-    ``unreadable``. ``notes`` tell what could not be read: there may be further differences."""
+    ``container`` (what it holds is compared, ``why`` tells what it is), ``unreadable``. ``notes`` tell what could not
+    be read: there may be further differences. ``volume`` is the id at the newer point, or at the older one where only
+    that has it; there another may have the id now, so ``name`` tells them apart."""
 
-    number: int
+    volume: str
+    name: str
     way: str
     why: str = ""
     differences: list[Difference] = field(default_factory=list)
@@ -72,54 +76,112 @@ def diff(
     new: DiskImage,
     changes: list[Range],
     *,
-    only: int | None = None,
+    only: str | None = None,
     progress: Progress | None = None,
 ) -> Iterator[VolumeDiff]:
-    """The differences of each volume, or of ``only`` one, in order of their numbers. Outside of ``changes``, ranges of
-    the disk, both disks are the same (``image.changes``). Raises BrowseError where neither has volume ``only``."""
-    before = {volume.number: volume for volume in old.volumes}
-    after = {volume.number: volume for volume in new.volumes}
-    if only is not None and only not in before:
-        new.volume(only)
-    for number in sorted(before.keys() | after.keys() if only is None else {only}):
-        yield _volume(old, new, before.get(number), after.get(number), changes, progress or NoProgress())
+    """The differences of each volume, those inside others too, or of ``only`` one (an id), shadow copies only so.
+    Outside of ``changes``, ranges of the disk, both disks are the same (``image.changes``). Raises BrowseError where
+    neither has volume ``only``."""
+    for pair in _pairs(old, new, only):
+        yield _volume(pair, changes, progress or NoProgress(), named=only is not None)
 
 
-def _volume(
-    old: DiskImage,
-    new: DiskImage,
-    one: Volume | None,
-    other: Volume | None,
-    changes: list[Range],
-    progress: Progress,
-) -> VolumeDiff:
-    here = one or other
-    assert here is not None
-    found = VolumeDiff(here.number, "walk")
-    inside = [(0, max(each.length for each in (one, other) if each))]
-    if one is None or other is None:
-        found.why = f"only the {'newer' if one is None else 'older'} image has it"
-    elif one.start == other.start:
-        inside = cut(changes, one.start, one.start + max(one.length, other.length))
-        if not inside and one.length == other.length:
-            found.way = "unchanged"
-            return found
-    else:
-        found.why = "it lies at another place of the disk"
+@dataclass(frozen=True, slots=True)
+class _Pair:
+    """A volume at two points in time; None where it is not there."""
+
+    old: DiskImage
+    new: DiskImage
+    before: Volume | None
+    after: Volume | None
+
+    @property
+    def volume(self) -> Volume:
+        here = self.after or self.before
+        assert here is not None
+        return here
+
+    @property
+    def there(self) -> list[tuple[DiskImage, Volume]]:
+        """Where it is, the older first."""
+        pairs = ((self.old, self.before), (self.new, self.after))
+        return [(image, volume) for image, volume in pairs if volume is not None]
+
+
+def _pairs(old: DiskImage, new: DiskImage, only: str | None) -> list[_Pair]:
+    """Each volume of either, in order."""
+    simple = only is not None and only[1:].isdigit()
+    before, after = ((image.volumes if simple else image.all_volumes) for image in (old, new))
+    pairs = [_Pair(old, new, same_volume(each, after, before), each) for each in after]
+    known = {pair.before.id for pair in pairs if pair.before is not None}
+    pairs += [_Pair(old, new, each, None) for each in before if each.id not in known]
+    if only is None:
+        return sorted(
+            (pair for pair in pairs if not pair.volume.moment), key=lambda pair: natural(pair.volume.id)
+        )
+    found = [pair for pair in pairs if pair.volume.id == only][:1]
+    if not found:
+        new.volume(only)  # tells why there is none
+    return found
+
+
+def _volume(pair: _Pair, changes: list[Range], progress: Progress, *, named: bool) -> VolumeDiff:
+    """``named``: it was asked for, so that it holds others is no answer."""
+    found = VolumeDiff(pair.volume.id, pair.volume.name, "walk")
     try:
-        sides = _opened(old, one), _opened(new, other)
+        inside = _changed(pair, found, changes)
+        if found.way == "unchanged":
+            return found
+        what = _container(pair)
+        if what and not named:
+            found.way, found.why = "container", what
+            return found
+        sides = _opened(pair.there)
     except ImagefsError as error:
-        found.way, found.why = "unreadable", error.message
+        found.way, found.why = "unreadable", "; ".join(filter(None, (found.why, error.message)))
         found.notes.append(error.message)
         return found
-    _compare(found, sides[0], sides[1], inside, progress)
-    found.differences = [each for each in found.differences if not _is_own(each, sides)]
+    one = sides[0] if pair.before is not None else None
+    other = sides[-1] if pair.after is not None else None
+    _compare(found, one, other, inside, progress)
+    found.differences = [each for each in found.differences if not _is_own(each, (one, other))]
     found.differences.sort(key=lambda each: each.path)
     return found
 
 
-def _opened(image: DiskImage, volume: Volume | None) -> Side | None:
-    return Side(image.near(volume.number), image.volume_reader(volume)) if volume else None
+def _changed(pair: _Pair, found: VolumeDiff, changes: list[Range]) -> list[Range]:
+    """Where in the volume its bytes may differ; what is to be told of that. BrowseError where one of the images may
+    have it in what cannot be opened."""
+    there = pair.there
+    whole = [(0, max(volume.length for _, volume in there))]
+    if pair.before is None or pair.after is None:
+        newer, here = pair.before is None, there[0][1]
+        (pair.old if newer else pair.new).find_volume(here.id)
+        found.why = f"only the {'newer' if newer else 'older'} image has it"
+        return whole
+    older, newer_one = (image.located(volume) for image, volume in there)
+    inside = newer_one.changed(older, changes)
+    if inside is None:
+        found.why = "it lies at another place of the disk"
+        return whole
+    if not inside:
+        found.way = "unchanged"
+    return inside
+
+
+def _container(pair: _Pair) -> str:
+    """What the volume is if it only holds others, which have rows of their own; else empty. BrowseError for one that
+    cannot be opened."""
+    containers = [image.container(volume.id) for image, volume in pair.there]
+    for each in containers:
+        if each is not None and each.state in ("locked", "refused"):
+            raise BrowseError(each.message)
+    said = [each.message for each in containers if each is not None and each.kind != "ntfs"]
+    return said[-1] if len(said) == len(containers) else ""
+
+
+def _opened(volumes: Sequence[tuple[DiskImage, Volume]]) -> list[Side]:
+    return [Side(image.near(volume.id), image.volume_reader(volume)) for image, volume in volumes]
 
 
 def _is_own(each: Difference, sides: Sequence[Side | None]) -> bool:
@@ -137,14 +199,14 @@ def _compare(
             found.why = f"nothing but a walk tells what changed on {new.fs.kind}"
         else:
             try:
-                progress.start(f"comparing p{found.number}", None)
+                progress.start(f"comparing {found.volume}", None)
                 found.differences = _Comparison(old, new, changes, progress).by_records()
                 found.way = "records"
                 return
             except ImagefsError as error:
                 found.why = f"its records do not tell ({error.message})"
-    progress.note(f"p{found.number} is walked twice: {found.why}")
-    progress.start(f"entries of p{found.number}", None)
+    progress.note(f"{found.volume} is walked twice: {found.why}")
+    progress.start(f"entries of {found.volume}", None)
     trees = [_tree(side.fs, found, progress) if side else {} for side in (old, new)]
     if old is None or new is None:
         kind, tree = (Kind.ADDED, trees[1]) if old is None else (Kind.REMOVED, trees[0])

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, tzinfo
 from functools import partial
@@ -18,10 +19,11 @@ import numpy.typing as npt
 
 from imagefs.block.joined import SureReader
 from imagefs.block.views import MarkedReader, ReaderFile, SliceReader, merged
-from imagefs.errors import BrowseError, IntegrityError, NotAFileSystem, UsageError
+from imagefs.errors import BrowseError, ImagefsError, IntegrityError, NotAFileSystem
 from imagefs.image.catalog import ImageInfo
 from imagefs.image.disk import VirtualDisk
 from imagefs.interfaces import Extent, FileSystem, Finding, Reader, State, Volume
+from imagefs.ops.located import Located, partition
 from imagefs.volume import VolumeTable, read_table
 
 if TYPE_CHECKING:
@@ -103,6 +105,9 @@ class DiskImage:
         self._table: VolumeTable | None = None
         self._inner: InnerVolumes | None = None
         self._secrets: Mapping[str, Secret] = {}
+        self._lenient = False
+        #: Entered with a word for what may take long and cannot tell how far it is.
+        self.waiting: Callable[[str], AbstractContextManager[object]] = nullcontext
         self._open: list[FileSystem] = []
         self._other = other
 
@@ -159,26 +164,33 @@ class DiskImage:
                 length = min(size, self.size - number * size)
                 yield Chunk(number, run.state, number * size, length, image, digest)
 
-    def unlock(self, secrets: Mapping[str, Secret]) -> None:
-        """Give what opens encrypted volumes, by their ids, before one is asked for."""
+    def unlock(self, secrets: Mapping[str, Secret], *, lenient: bool = False) -> None:
+        """Give what opens encrypted volumes, by their ids, before one is asked for. ``lenient``: one that opens
+        nothing is no error, as the same secrets are for other images too; see ``check_secrets``."""
         self._secrets = secrets
+        self._lenient = lenient
 
     @property
     def inner(self) -> InnerVolumes:
         """The volumes inside the partitions, looked for when first asked for. Raises Locked where a secret that was
         given is wrong, UsageError where there is nothing that it could unlock."""
-        from imagefs.ops.innervolumes import InnerVolumes  # which many commands do not need
+        from imagefs.ops.innervolumes import InnerVolumes, check_secrets  # which many commands do not need
 
         table = self.table
         with self._lock:
             if self._inner is None:
-                found = InnerVolumes([(each, self._marked(each)) for each in table.volumes], self._secrets)
-                if found.unused:
-                    found.close()
-                    raise UsageError(
-                        f"there is no locked volume {found.unused[0]}",
-                        hint="`imagefs ls IMAGE` shows which volumes are locked",
-                    )
+                found = InnerVolumes(
+                    [(each, self._marked(each)) for each in table.volumes],
+                    self._secrets,
+                    lenient=self._lenient,
+                    waiting=self.waiting,
+                )
+                if not self._lenient:
+                    try:
+                        check_secrets(self._secrets)
+                    except ImagefsError:
+                        found.close()
+                        raise
                 self._inner = found
             return self._inner
 
@@ -199,6 +211,15 @@ class DiskImage:
     def volume(self, which: int | str) -> Volume:
         """A volume by its number or id (``p3.1``); BrowseError naming those there are."""
         wanted = which if isinstance(which, str) else f"p{which}"
+        found = self.find_volume(wanted)
+        if found is None:
+            there = self.volumes if wanted[1:].isdigit() else self.all_volumes
+            names = ", ".join(volume.id for volume in there) or "none"
+            raise BrowseError(f"the image has no volume {wanted}", hint=f"it has {names}", volume=wanted)
+        return found
+
+    def find_volume(self, wanted: str) -> Volume | None:
+        """A volume by its id; None where there is none. BrowseError where it may lie in one that cannot be opened."""
         simple = wanted[1:].isdigit()
         for volume in self.volumes if simple else self.all_volumes:
             if volume.id == wanted:
@@ -209,16 +230,21 @@ class DiskImage:
             outer = self.container(above) if above else None
             if outer is not None and outer.state in ("locked", "refused"):
                 raise BrowseError(outer.message, volume=wanted)
-        names = ", ".join(volume.id for volume in (self.volumes if simple else self.all_volumes)) or "none"
-        raise BrowseError(f"the image has no volume {wanted}", hint=f"it has {names}", volume=wanted)
+        return None
+
+    def located(self, volume: Volume) -> Located:
+        """Where on the disk the bytes of a volume lie; of one that cannot be read that is anywhere."""
+        if not volume.inside:
+            return partition(volume.start, volume.length)
+        return self.inner.located(volume.id)
 
     def volume_reader(self, volume: Volume) -> Reader:
         """The bytes of one volume; lives as long as this image is open. BrowseError for one that cannot be read."""
         if not volume.inside:
             return SliceReader(self._reader, volume.start, volume.length)
-        for each in self.inner.inside(volume.id.partition(".")[0].partition("@")[0]):
-            if each.volume.id == volume.id and each.reader is not None:
-                return each.reader
+        reader = self.inner.reader(volume.id)
+        if reader is not None:
+            return reader
         container = self.container(volume.id)
         raise BrowseError(container.message if container else f"{volume.id} cannot be read", volume=volume.id)
 

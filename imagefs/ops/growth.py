@@ -14,13 +14,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from imagefs.block.ranges import Range, cut, joined
+from imagefs.block.ranges import Range, joined, without
 from imagefs.errors import ImagefsError
 from imagefs.format.codec import FRAME_SIZE
 from imagefs.image.disk import VirtualDisk
 from imagefs.interfaces import EntryType, FileSystem, NoProgress, Progress, Volume
-from imagefs.ops.affected import find_affected
+from imagefs.ops.affected import Source, find_affected, in_image
 from imagefs.ops.diskimage import DiskImage
+from imagefs.ops.located import partition
 from imagefs.ops.records import is_own, number_of, paths_by_links, records_in
 
 #: Changes are told apart in blocks of so many bytes, as file systems write them.
@@ -30,10 +31,11 @@ _EXT_JOURNAL = 8
 
 
 class Owner(NamedTuple):
-    """``kind`` is ``file``, ``directory``, ``metadata`` (of the file system), ``free`` (no file's, nor known to be
-    metadata) or ``outside`` (in no volume). ``name`` is the raw path in volume ``volume``, or words."""
+    """``kind`` is ``file``, ``directory``, ``metadata`` (of the file system, or of what holds volumes), ``free`` (no
+    file's, nor known to be metadata), ``closed`` (of a volume that cannot be opened) or ``outside`` (in no volume).
+    ``name`` is the raw path in the volume with the id ``volume``, or words."""
 
-    volume: int | None
+    volume: str | None
     kind: str
     name: bytes
 
@@ -73,7 +75,7 @@ def growth(image: DiskImage, parent: VirtualDisk | None, *, progress: Progress |
             sums[owner][0] += share
             sums[owner][1] += 1
     shares = [(owner, size, chunks) for owner, (size, chunks) in sums.items()]
-    found.shares = sorted(shares, key=lambda row: (-row[1], row[0].volume or 0, row[0].name))
+    found.shares = sorted(shares, key=lambda row: (-row[1], row[0].volume or "", row[0].name))
     return found
 
 
@@ -149,32 +151,42 @@ def _shared(chunk: _Stored, owners: _Owners) -> dict[Owner, int]:
 
 
 def _owners(image: DiskImage, ranges: list[Range], notes: list[str], progress: Progress) -> _Owners:
+    """Volumes with files claim what is theirs first, then what holds others, the innermost first."""
     claims: list[tuple[int, int, Owner]] = []
-    for volume in image.volumes:
-        inside = cut(ranges, volume.start, volume.start + volume.length)
-        if not inside:
-            continue
-        progress.start(f"files of {volume.id}", None)
-        named: list[tuple[int, int, Owner]] = []
-        rest = Owner(volume.number, "free", b"free space, and what no file has")
-        try:
-            fs = image.filesystem(volume.number)
-            records = records_in(fs)
-            named = _by_records(fs, volume, inside) if records else _by_walk(image, volume, inside, notes)
-            if records:
-                rest = Owner(volume.number, "free", b"free space")
-        except ImagefsError as error:
-            notes.append(f"{volume.id}: {error.message}")
-        claims += [(volume.start + first, volume.start + end, owner) for first, end, owner in named]
-        mine = _Owners(named)
-        at = 0
-        for first, end in inside:
-            at = first
-            for count, owner in mine.of(first, end):
-                if owner is None:
-                    claims.append((volume.start + at, volume.start + at + count, rest))
-                at += count
+    order = sorted(in_image(image), key=lambda each: (each.reader is None, -each.volume.id.count(".")))
+    for source in order:
+        free = without(ranges, joined((first, end) for first, end, _ in claims))
+        inside = source.where.in_volume(free)
+        if not inside or (source.where.loose and "." in source.volume.id):
+            continue  # what lies in it is told of the volume that it is in
+        progress.start(f"files of {source.volume.id}", None)
+        for first, end, owner in _in_volume(image, source, inside, notes):
+            claims += [(low, high, owner) for low, high in source.where.on_disk(first, end)]
     return _Owners(claims)
+
+
+def _in_volume(
+    image: DiskImage, source: Source, inside: list[Range], notes: list[str]
+) -> list[tuple[int, int, Owner]]:
+    """Who owns the ranges ``inside`` of a volume."""
+    name, named = source.volume.id, []
+    rest = Owner(name, "free", b"free space, and what no file has")
+    if source.reader is None:
+        notes += [source.closed] if source.closed else []
+        rest = Owner(name, "closed", b"what is locked or cannot be read")
+        if not source.closed:
+            rest = Owner(name, "metadata", b"records of volumes, and what is in none that is read")
+        return [(first, end, rest) for first, end in inside]
+    try:
+        fs = image.filesystem(name)
+        records = records_in(fs)
+        named = _by_records(fs, source.volume, inside) if records else _by_walk(source, inside, notes)
+        if records:
+            rest = Owner(name, "free", b"free space")
+    except ImagefsError as error:
+        notes.append(f"{name}: {error.message}")
+    unnamed = without(inside, joined((first, end) for first, end, _ in named))
+    return [*named, *((first, end, rest) for first, end in unnamed)]
 
 
 def _by_records(fs: FileSystem, volume: Volume, ranges: list[Range]) -> list[tuple[int, int, Owner]]:
@@ -189,28 +201,23 @@ def _by_records(fs: FileSystem, volume: Volume, ranges: list[Range]) -> list[tup
         if number not in paths:
             is_journal = fs.kind.startswith("ext") and number == _EXT_JOURNAL
             words = b"journal" if is_journal else b"files without a name"
-            names[number] = Owner(volume.number, "metadata", words)
+            names[number] = Owner(volume.id, "metadata", words)
             continue
         entry = entries[number]._replace(path=paths[number][0])
         kind = "directory" if entry.type is EntryType.DIRECTORY else "file"
-        names[number] = Owner(volume.number, "metadata" if is_own(fs, entry) else kind, entry.path)
+        names[number] = Owner(volume.id, "metadata" if is_own(fs, entry) else kind, entry.path)
     found = [(each.first, each.end, names[each.number]) for each in holdings]
     found += [
-        (each.first, each.end, Owner(volume.number, "metadata", each.name.encode()))
+        (each.first, each.end, Owner(volume.id, "metadata", each.name.encode()))
         for each in records.structures()
     ]
     return found
 
 
-def _by_walk(
-    image: DiskImage, volume: Volume, ranges: list[Range], notes: list[str]
-) -> list[tuple[int, int, Owner]]:
-    there = [(volume.start + first, volume.start + end) for first, end in ranges]
-    affected = find_affected(image.disk, [volume], there)
+def _by_walk(source: Source, ranges: list[Range], notes: list[str]) -> list[tuple[int, int, Owner]]:
+    volume = source.volume
+    affected = find_affected([source._replace(where=partition(0, volume.length))], ranges)
     notes += affected.notes
     if affected.dropped:
         notes.append(f"{volume.id}: {affected.dropped} places of files are not told apart")
-    return [
-        (place.first - volume.start, place.end - volume.start, Owner(volume.number, "file", place.path))
-        for place in affected.places
-    ]
+    return [(place.first, place.end, Owner(volume.id, "file", place.path)) for place in affected.places]

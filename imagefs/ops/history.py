@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass, field, replace
+from functools import partial
 
-from imagefs.block.ranges import Range, cut, joined, overlaps
+from imagefs.block.ranges import Range, joined, overlaps
 from imagefs.browse.names import parts, printable
 from imagefs.errors import BrowseError, ImagefsError, PathNotFound
 from imagefs.image.catalog import Catalog
@@ -25,7 +26,7 @@ from imagefs.interfaces import (
     Progress,
 )
 from imagefs.ops.compare import bytes_differ, differences
-from imagefs.ops.points import Opener, Point, opener_of
+from imagefs.ops.points import Opener, Point, Wanted, opener_of
 from imagefs.ops.records import is_same_file, number_of, paths_of, records_in
 
 
@@ -47,7 +48,8 @@ class Version:
     there (DELETED, RENAMED). ``what`` tells in which respects it differs from the version before: ``content``,
     ``size``, ``mtime``, ``mode``, ``owner``, ``type``, ``links``, ``metadata`` (what else the file system keeps),
     ``replaced`` (another file under the same name); of a directory also ``entries``, and their names in ``added``
-    and ``removed``. ``other`` is the path in the volume that the file had before or, with RENAMED, has now.
+    and ``removed``. ``other`` is the path in the volume that the file had before or, with RENAMED, has now. ``volume``
+    is what ``image`` calls the volume.
     """
 
     number: int
@@ -60,14 +62,16 @@ class Version:
     added: tuple[bytes, ...] = ()
     removed: tuple[bytes, ...] = ()
     other: bytes | None = None
+    volume: str = ""
 
 
 @dataclass(slots=True)
 class History:
-    """The versions of ``path`` (raw bytes in volume ``volume``), oldest first. ``notes`` tell which images could not
-    be looked into: what they held of it nobody knows. ``opened`` counts those whose file system was looked at."""
+    """The versions of ``path`` (raw bytes in the volume with the id ``volume``), oldest first. ``notes`` tell which
+    images could not be looked into: what they held of it nobody knows. ``opened`` counts those whose file system was
+    looked at."""
 
-    volume: int
+    volume: str
     path: bytes
     versions: list[Version] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -91,13 +95,13 @@ class History:
 
 def path_history(
     catalog: Catalog,
-    volume: int,
+    volume: str,
     path: bytes,
     *,
     opener: Opener | None = None,
     progress: Progress | None = None,
 ) -> History:
-    """The history of ``path`` in volume ``volume`` over all images of ``catalog``.
+    """The history of ``path`` in volume ``volume`` (``p3.1``) over all images of ``catalog``.
 
     ``opener`` opens an image; without it our own parsers do, FAT times read as UTC. Raises BrowseError
     (PathNotFound) when no image has the path; what single images cannot give becomes a note.
@@ -132,6 +136,8 @@ class _Reading:
         self._seen = _Seen()
         self._spare: FileSystem | None = None
         self._open: dict[str, Point] = {}
+        newest = catalog.newest()
+        self._wanted = Wanted(result.volume, partial(opener, newest) if newest else None)
 
     def read(self, progress: Progress) -> History:
         images = [*{info.id: info for info in self._catalog.images}.values()]
@@ -150,7 +156,7 @@ class _Reading:
         return self._result
 
     def _never(self) -> BrowseError:
-        shown = f"/p{self._result.volume}{printable(self._result.path)}"
+        shown = f"/{self._result.volume}{printable(self._result.path)}"
         if self._result.notes and not self._result.images:
             return BrowseError(f"no image could be looked into for '{shown}': {self._result.notes[-1]}")
         return PathNotFound(f"no image has '{shown}'", path=self._result.path)
@@ -175,26 +181,41 @@ class _Reading:
         """Whether what was seen may be otherwise now."""
         base = self._base
         assert base is not None
-        if overlaps(base.table_ranges, changes):
-            now = self._point(info)
-            if now.volume != base.volume:
-                return True
-        if base.volume is None:
-            return False
-        inside = cut(changes, base.volume.start, base.volume.start + base.volume.length)
+        said = overlaps(base.table_ranges, changes)
+        if (
+            said
+            and bytes_differ(base.image.disk, self._point(info).image.disk, said)
+            and self._point(info).located != base.located
+        ):
+            return True
+        inside = base.located.in_volume(changes)
         if self._seen.footprint is None or not inside:
             return bool(inside)
         doubt = overlaps(self._seen.footprint, inside)
-        return bool(doubt) and bytes_differ(base.bytes, self._point(info).bytes, doubt)
+        return bool(doubt) and self._differs(base, self._point(info), doubt)
+
+    @staticmethod
+    def _differs(base: Point, now: Point, ranges: list[Range]) -> bool:
+        """Whether the volume's bytes there do. Those of the disk are looked at first, for which nothing inside of it
+        has to be opened; encrypted, they differ by whole sectors."""
+        where = base.located
+        if not where.loose:
+            there = [part for first, end in ranges for part in where.on_disk(first, end)]
+            if not bytes_differ(base.image.disk, now.image.disk, there):
+                return False
+            if not where.keys:
+                return True
+        return bytes_differ(base.bytes, now.bytes, ranges)
 
     def _look(self, info: ImageInfo, changes: list[Range] | None) -> None:
         point = self._point(info)
         seen = self._see(point)
         old, base = self._seen, self._base
-        volume = point.volume
-        inside = [(0, point.bytes.size)]
-        if changes is not None and base is not None and volume is not None and base.volume == volume:
-            inside = cut(changes, volume.start, volume.start + volume.length)
+        inside = None
+        if changes is not None and base is not None:
+            inside = point.located.changed(base.located, changes)
+        if inside is None:
+            inside = [(0, point.bytes.size)]
         self._tell(info, base, old, point, seen, inside)
         self._base, self._seen = point, seen
         self._spare = base.fs if base is not None and base.fs is not None else self._spare
@@ -268,15 +289,17 @@ class _Reading:
         other: bytes | None = None,
     ) -> None:
         number = len(self._result.versions) + 1
+        volume = self._point(info).volume
+        name = volume.id if volume is not None else self._result.volume
         self._result.versions.append(
-            Version(number, change, info, info, 0, entry, what, added, removed, other)
+            Version(number, change, info, info, 0, entry, what, added, removed, other, name)
         )
 
     # -- images that are open ---------------------------------------------------------------------
 
     def _point(self, info: ImageInfo) -> Point:
         if info.id not in self._open:
-            self._open[info.id] = Point(self._opener(info), self._result.volume)
+            self._open[info.id] = Point(self._opener(info), self._wanted)
         return self._open[info.id]
 
     def _keep_open(self, *wanted: Point | ImageInfo | None) -> None:

@@ -10,14 +10,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from imagefs.block.joined import LostReader, SureReader, lost_in
 from imagefs.block.views import RefusingReader, SliceReader
-from imagefs.errors import BrowseError, ImagefsError, Locked
+from imagefs.errors import BrowseError, ImagefsError, Locked, UsageError
 from imagefs.interfaces import Reader, Volume
+from imagefs.ops.located import Located, anywhere, locate
+from imagefs.ops.pairing import natural
 from imagefs.volume import probe, read_table
 from imagefs.volume.facts import Window
 from imagefs.volume.shadow import has_shadows
@@ -28,6 +31,8 @@ if TYPE_CHECKING:
     from imagefs.volume.lvm import PhysicalVolume
     from imagefs.volume.mdraid import Member
 
+#: ``waiting("unlocking p3")`` is entered while something takes long that cannot tell how far it is.
+Waiting = Callable[[str], AbstractContextManager[object]]
 #: More volumes than this, or deeper ones, are no disk that somebody uses.
 _MAX_VOLUMES, _MAX_DEPTH = 256, 6
 #: What a worker may have beside the memory that making a key takes.
@@ -35,12 +40,30 @@ _KEY_MEMORY = 1 << 30
 _TOO_MANY = "more volumes lie in it than are shown"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Secret:
-    """What opens an encrypted volume: what was typed or came from a descriptor, or a key file at ``path``."""
+    """What opens an encrypted volume: what was typed or came from a descriptor, or a key file at ``path``.
 
-    data: bytes
+    It remembers what became of it, for other images of the disk: the keys that it gave by LUKS header, or why it gave
+    none; whether it ``opened`` a volume, and the last refusal.
+    """
+
+    data: bytes = field(repr=False)
     path: str = ""
+    keys: dict[LuksHeader, bytes | ImagefsError] = field(default_factory=dict, repr=False)
+    opened: bool = False
+    refusal: Locked | None = None
+
+
+def check_secrets(secrets: Mapping[str, Secret]) -> None:
+    """Each opened something. Raises Locked for one that is wrong, UsageError where there is nothing to be unlocked."""
+    for name, secret in sorted(secrets.items()):
+        if secret.opened:
+            continue
+        if secret.refusal is not None:
+            raise secret.refusal
+        hint = "`imagefs ls IMAGE` shows which volumes are locked"
+        raise UsageError(f"there is no locked volume {name}", hint=hint)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +87,23 @@ class Inner:
 
 
 class InnerVolumes:
-    """All volumes inside ``partitions``, which are (volume, its bytes). ``secrets`` are by the id of what they open."""
+    """All volumes inside ``partitions``, which are (volume, its bytes). ``secrets`` are by the id of what they open;
+    one that is wrong is Locked, or with ``lenient`` leaves its volume locked. ``waiting`` is entered with a word for
+    what may take long."""
 
-    def __init__(self, partitions: Sequence[tuple[Volume, Reader]], secrets: Mapping[str, Secret]) -> None:
+    def __init__(
+        self,
+        partitions: Sequence[tuple[Volume, Reader]],
+        secrets: Mapping[str, Secret],
+        *,
+        lenient: bool = False,
+        waiting: Waiting = nullcontext,
+    ) -> None:
         self._secrets = dict(secrets)
-        self._asked = set(secrets)
+        self._lenient = lenient
+        self._waiting = waiting
+        self._read_from = partitions  # as long as they are known by their id()
+        self._places = {id(reader): (volume.start, reader.size) for volume, reader in partitions}
         self._children: dict[str, list[Inner]] = {}
         self._members: dict[str, list[tuple[str, Reader, Member]]] = {}
         self._physical: dict[str, list[tuple[str, PhysicalVolume]]] = {}
@@ -84,11 +119,6 @@ class InnerVolumes:
             raise
 
     @property
-    def unused(self) -> list[str]:
-        """The volumes whose secrets opened nothing, because they are not there or not encrypted."""
-        return sorted(self._asked)
-
-    @property
     def made(self) -> dict[str, int | None]:
         """When shadow copies were made, in ns since 1970, by id."""
         return {each.volume.id: each.made_ns for found in self._children.values() for each in found}
@@ -98,6 +128,16 @@ class InnerVolumes:
         for each in self._children.get(volume_id, ()):
             yield each
             yield from self.inside(each.volume.id)
+
+    def reader(self, volume_id: str) -> Reader | None:
+        """The bytes of a volume inside others; None where it cannot be read."""
+        outermost = volume_id.partition(".")[0].partition("@")[0]
+        return next((each.reader for each in self.inside(outermost) if each.volume.id == volume_id), None)
+
+    def located(self, volume_id: str) -> Located:
+        """Where on the disk its bytes lie."""
+        reader = self.reader(volume_id)
+        return anywhere(self._places) if reader is None else locate(reader, self._places)
 
     def close(self) -> None:
         for parser in self._parsers:
@@ -130,8 +170,10 @@ class InnerVolumes:
             }
             if kind in looks:
                 looks[kind](name, reader)
-        except Locked:
-            raise
+        except Locked as error:
+            if not self._lenient:
+                raise
+            self.containers[name] = Container(kind, "locked", error.message)
         except Exception as error:  # a parser's bug costs one container, not the whole disk
             self._refuse(name, kind, error)
 
@@ -174,7 +216,7 @@ class InnerVolumes:
 
     def _assemble_mirrors(self) -> None:
         for members in self._members.values():
-            members.sort(key=lambda each: _natural(each[0]))
+            members.sort(key=lambda each: natural(each[0]))
             try:
                 self._assemble_mirror(members)
             except Exception as error:
@@ -239,7 +281,7 @@ class InnerVolumes:
         self._join_bare(groups)
         self._physical = {}
         for members in groups.values():
-            members.sort(key=lambda each: _natural(each[0]))
+            members.sort(key=lambda each: natural(each[0]))
             first, group = members[0][0], next((each.group_name for _, each in members if each.group), "")
             if not group:
                 message = f"{first} is a physical volume of LVM without a volume group"
@@ -276,7 +318,7 @@ class InnerVolumes:
         from imagefs.volume.lvm import logical_volumes
 
         for number, each in enumerate(logical_volumes(members), 1):
-            volume = Volume(number, 0, each.size, "", "", each.name, "lvm", inside=first)
+            volume = Volume(number, 0, each.size, "", each.id, each.name, "lvm", inside=first)
             self._add(volume, each.reader)
             if each.reader is None:
                 message = f"{volume.id} ({each.name}) cannot be opened: {each.refused}"
@@ -285,7 +327,6 @@ class InnerVolumes:
     # -- encrypted ---------------------------------------------------------------------------------
 
     def _luks(self, name: str, reader: Reader) -> None:
-        from imagefs.ops.volumeparser import VolumeParser
         from imagefs.volume.luks import read_header
 
         header = read_header(reader)
@@ -297,11 +338,7 @@ class InnerVolumes:
             needs = ("passphrase", "key file")
             self._lock(name, "luks", kind, needs)
             return
-        memory = max((slot.kdf.memory for slot in header.slots), default=0) << 10
-        with VolumeParser(reader, "luks", memory=_KEY_MEMORY + memory) as parser:
-            key = self._unlocked(name, kind, partial(parser.ask, "key", [secret.data]))
-        if type(key) is not bytes:
-            raise BrowseError("its key cannot be had")
+        key = self._unlocked(name, kind, secret, partial(_luks_key, reader, header, secret))
         plain = self._decrypted(reader, header, key)
         self.containers[name] = Container(
             "luks", "open", f"{name} is encrypted ({kind}); what it holds is {name}.1"
@@ -332,29 +369,32 @@ class InnerVolumes:
             self._lock(name, "bitlocker", "BitLocker", tuple(protectors))
             return
         given = secret or Secret(b"")
-        content = self._unlocked(name, "BitLocker", partial(parser.ask, "unlock", [given.data], given.path))
-        plain = LostReader(content, partial(lost_in, reader, 4096))
+        work = partial(parser.ask, "unlock", [given.data], given.path)
+        content = self._unlocked(name, "BitLocker", given, work)
+        plain = LostReader(content, partial(lost_in, reader, 4096), reader)
         self.containers[name] = Container(
             "bitlocker", "open", f"{name} is encrypted (BitLocker); what it holds is {name}.1"
         )
         self._add(Volume(1, 0, content.size, "", "", "", "bitlocker", inside=name), plain)
 
     def _secret(self, name: str) -> Secret | None:
-        self._asked.discard(name)
         return self._secrets.get(name)
 
     def _lock(self, name: str, kind: str, said: str, needs: tuple[str, ...]) -> None:
         message = f"{name} is locked ({said}): --unlock {name} asks for its {' or '.join(needs)}"
         self.containers[name] = Container(kind, "locked", message, needs)
 
-    @staticmethod
-    def _unlocked(name: str, kind: str, work: Callable[[], Any]) -> Any:
+    def _unlocked(self, name: str, kind: str, secret: Secret, work: Callable[[], Any]) -> Any:
         """What ``work`` gives, or why not: the user gave a secret and must hear of it."""
         try:
-            return work()
+            with self._waiting(f"unlocking {name}"):
+                found = work()
         except ImagefsError as error:
             said = f"{name} ({kind}) cannot be unlocked: {error.message}"
-            raise Locked(said, hint=error.hint, volume=name) from error
+            secret.refusal = Locked(said, hint=error.hint, volume=name)
+            raise secret.refusal from error
+        secret.opened = True
+        return found
 
     # -- shadow copies -----------------------------------------------------------------------------
 
@@ -382,7 +422,7 @@ class InnerVolumes:
             volume = Volume(
                 number + 1, 0, int(size), "", str(unique), "", "shadow copy", inside=name, moment=moment
             )
-            self._add(volume, LostReader(content, kept), made_ns)
+            self._add(volume, LostReader(content, kept, reader), made_ns)
 
     def _parser(self, reader: Reader, parser: str) -> VolumeParser:
         from imagefs.ops.volumeparser import VolumeParser
@@ -391,9 +431,24 @@ class InnerVolumes:
         return self._parsers[-1]
 
 
+def _luks_key(reader: Reader, header: LuksHeader, secret: Secret) -> bytes:
+    """The key that ``secret`` gives, made once for each header: that may take seconds. Raises Locked, BrowseError."""
+    from imagefs.ops.volumeparser import VolumeParser
+
+    if header not in secret.keys:
+        memory = max((slot.kdf.memory for slot in header.slots), default=0) << 10
+        try:
+            with VolumeParser(reader, "luks", memory=_KEY_MEMORY + memory) as parser:
+                key = parser.ask("key", [secret.data])
+        except ImagefsError as error:
+            key = error
+        if not isinstance(key, bytes | ImagefsError):
+            key = BrowseError("its key cannot be had")
+        secret.keys[header] = key
+    found = secret.keys[header]
+    if isinstance(found, ImagefsError):
+        raise found
+    return found
+
+
 _NAMES = {"raid": "Linux RAID", "lvm2": "LVM", "luks": "LUKS", "bitlocker": "BitLocker"}
-
-
-def _natural(volume_id: str) -> list[int]:
-    """``p3.10`` behind ``p3.9``."""
-    return [int(part) for part in volume_id[1:].partition("@")[0].split(".")]

@@ -15,7 +15,7 @@ from imagefs.image.catalog import Catalog, ImageInfo
 from imagefs.image.disk import VirtualDisk
 from imagefs.image.reader import ImageReader
 from imagefs.interfaces import Finding, NoProgress, Progress, Reader, State
-from imagefs.ops.affected import find_affected
+from imagefs.ops.affected import find_affected, in_image
 from imagefs.ops.diskimage import DiskImage
 from imagefs.ops.linear import LinearDigests
 from imagefs.ops.pump import BATCH_BYTES, default_threads, ordered_map
@@ -32,12 +32,14 @@ MAX_FILES = 50
 
 @dataclass(slots=True)
 class VerifyReport:
-    """``images`` are the ids looked at, leaf first; ``findings`` in the order they were made."""
+    """``images`` are the ids looked at, leaf first; ``findings`` in the order they were made. ``closed`` are sentences
+    about volumes in which files could not be named."""
 
     level: str
     images: list[str] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
     dropped: int = 0
+    closed: dict[str, None] = field(default_factory=dict)
 
     @property
     def ok(self) -> bool:
@@ -192,8 +194,15 @@ def verify_image(
     return verifier.report
 
 
-def name_files(report: VerifyReport, catalog: Catalog, info: ImageInfo, progress: Progress) -> None:
-    """Add to findings that have a place on the disk the files that lie there, where ``info`` shows it."""
+def name_files(
+    report: VerifyReport,
+    catalog: Catalog,
+    info: ImageInfo,
+    progress: Progress,
+    open_image: Callable[[Catalog, ImageInfo], DiskImage],
+) -> None:
+    """Add to findings that have a place on the disk the files that lie there, where ``info`` shows it; and to
+    ``closed`` which volumes there cannot be opened."""
     open_ones = [
         i
         for i, finding in enumerate(report.findings)
@@ -202,13 +211,14 @@ def name_files(report: VerifyReport, catalog: Catalog, info: ImageInfo, progress
     if not open_ones:
         return
     try:
-        disk = DiskImage(catalog.open_disk(info), info)
+        disk = open_image(catalog, info)
     except ImagefsError:
         return
     with disk:
         shown = [i for i in open_ones if _is_shown(disk, report.findings[i])]
         ranges = [_range_of(report.findings[i]) for i in shown]
-        found = find_affected(disk, disk.volumes, ranges, progress=progress)
+        found = find_affected(in_image(disk) if ranges else (), ranges, progress=progress)
+        report.closed |= dict.fromkeys(found.closed)
         for i, (first, end) in zip(shown, ranges, strict=True):
             names = found.files_in(first, end)
             report.findings[i] = replace(report.findings[i], files=tuple(names[:MAX_FILES]))

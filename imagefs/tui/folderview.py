@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 from textual import events
 from textual.app import ComposeResult
 from textual.containers import Horizontal
-from textual.content import Content
 from textual.timer import Timer
-from textual.widgets import Footer, Static
 
 from imagefs.cli.text import size_text
 from imagefs.errors import ImagefsError
 from imagefs.tui.folder import Mark, Marks, Rows, mark_of
-from imagefs.tui.jobs import Job, JobScreen
+from imagefs.tui.frame import FrameScreen
+from imagefs.tui.jobs import Job
 from imagefs.tui.names import middle, plain
 from imagefs.tui.pane import Pane, text_cells
 from imagefs.tui.places import place_of
@@ -25,16 +24,13 @@ from imagefs.tui.rowlist import RowList
 from imagefs.tui.session import Point, VolumeRow
 from imagefs.tui.tables import FolderTable, VolumeTable, count_words, point_words
 
-if TYPE_CHECKING:
-    from imagefs.tui.app import Browser
-
 #: From so many columns on there is a preview beside the list.
 WIDE = 110
 #: Seconds that the cursor stays before a preview is read.
 STILL = 0.12
 
 
-class FolderView(JobScreen):
+class FolderView(FrameScreen):
     """A folder of the image at ``point``, or the list of its volumes, or what was found below a folder."""
 
     def __init__(self, point: Point, path: bytes) -> None:
@@ -53,22 +49,10 @@ class FolderView(JobScreen):
 
     # -- what it is made of -----------------------------------------------------------------------
 
-    def compose(self) -> ComposeResult:
-        yield Static(id="title", markup=False)
-        yield Static(id="path", markup=False)
+    def main(self) -> ComposeResult:
         with Horizontal(id="main"):
             yield RowList(id="list")
             yield Pane(id="preview")
-        yield Static(id="status", markup=False)
-        yield Footer(compact=True)
-
-    @property
-    def browser(self) -> Browser:
-        return cast("Browser", self.app)
-
-    @property
-    def rowlist(self) -> RowList:
-        return self.query_one("#list", RowList)
 
     @property
     def marks(self) -> Marks:
@@ -290,10 +274,10 @@ class FolderView(JobScreen):
         head = (
             f"{middle(self.browser.session.title, 24)}  {point_words(self.point, self.browser.session.zone)}"
         )
-        self.query_one("#title", Static).update(Content(f"{middle(head, room):<{room}}  {marked}"))
+        self.write("title", f"{middle(head, room):<{room}}  {marked}")
         where = f"names with '{self.found}' below " if self.found else ""
-        self.query_one("#path", Static).update(Content(where + middle(plain(self.path), width - len(where))))
-        self.query_one("#status", Static).update(Content(middle(self._status(), width)))
+        self.write("path", where + middle(plain(self.path), width - len(where)))
+        self.write("status", middle(self._status(), width))
 
     def _status(self) -> str:
         told = []

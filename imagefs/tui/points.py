@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, cast
+from typing import ClassVar
 
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.content import Content
-from textual.widgets import Footer, Static
 
 from imagefs.cli.text import size_text, time_text
 from imagefs.errors import ImagefsError
-from imagefs.tui.jobs import Job, JobScreen
+from imagefs.tui.frame import FrameScreen
+from imagefs.tui.jobs import Job
 from imagefs.tui.names import plain
 from imagefs.tui.rowlist import RowList
 from imagefs.tui.session import Point
 from imagefs.tui.tables import PointTable, count_words
 
-if TYPE_CHECKING:
-    from imagefs.tui.app import Browser
 
-
-class PointsScreen(JobScreen):
+class PointsScreen(FrameScreen):
     """All images of the set, newest first. It stays below the others; ``t`` comes back to it."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -32,22 +28,14 @@ class PointsScreen(JobScreen):
         Binding("escape,t", "back", show=False),
     ]
 
-    def compose(self) -> ComposeResult:
-        yield Static(id="title", markup=False)
+    above = ("title",)
+    below = ("details",)
+
+    def main(self) -> ComposeResult:
         yield RowList(empty="no images yet; make one with `imagefs capture SOURCE SET`", id="list")
-        yield Static(id="details", markup=False)
-        yield Footer(compact=True)
-
-    @property
-    def browser(self) -> Browser:
-        return cast("Browser", self.app)
-
-    @property
-    def rowlist(self) -> RowList:
-        return self.query_one("#list", RowList)
 
     def on_mount(self) -> None:
-        self.query_one("#title", Static).update(Content(f"{self.browser.session.title}  reading the set …"))
+        self.write("title", f"{self.browser.session.title}  reading the set …")
         self.rowlist.focus()
         self.action_again()
 
@@ -69,7 +57,7 @@ class PointsScreen(JobScreen):
         self.rowlist.show(table, cursor=names.index(chosen) if chosen in names else 0)
         good = sum(not each.trouble for each in points)
         count = count_words(good, "point in time", "points in time")
-        self.query_one("#title", Static).update(Content(f"{browser.session.title}  {count}"))
+        self.write("title", f"{browser.session.title}  {count}")
         start = browser.session.start
         if first and start is not None:
             for number, each in enumerate(points):
@@ -80,7 +68,7 @@ class PointsScreen(JobScreen):
     def on_row_list_moved(self) -> None:
         at = self.rowlist.at
         lines = self._details(self.browser.points[at]) if at is not None else ""
-        self.query_one("#details", Static).update(Content(lines))
+        self.write("details", lines)
 
     def _details(self, point: Point) -> str:
         if point.trouble:

@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, cast
+from typing import ClassVar
 
-from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.content import Content
-from textual.widgets import Footer, Static
 
 from imagefs.errors import ImagefsError
 from imagefs.interfaces import EntryType
 from imagefs.tui.folder import Mark
-from imagefs.tui.jobs import Job, JobScreen
+from imagefs.tui.frame import FrameScreen
+from imagefs.tui.jobs import Job
 from imagefs.tui.names import middle, plain
 from imagefs.tui.reading import parent
-from imagefs.tui.rowlist import RowList
 from imagefs.tui.session import Beat, Version
 from imagefs.tui.tables import VersionTable, count_words, point_words
 
-if TYPE_CHECKING:
-    from imagefs.tui.app import Browser
 
-
-class VersionsScreen(JobScreen):
+class VersionsScreen(FrameScreen):
     """Newest first; a version is viewed, extracted or gone to like any file."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -39,21 +33,6 @@ class VersionsScreen(JobScreen):
         self.versions: list[Version] = []
         self._notes: list[str] = []
         self._under_way = "looking into the images"
-
-    def compose(self) -> ComposeResult:
-        yield Static(id="title", markup=False)
-        yield Static(id="path", markup=False)
-        yield RowList(id="list")
-        yield Static(id="status", markup=False)
-        yield Footer(compact=True)
-
-    @property
-    def browser(self) -> Browser:
-        return cast("Browser", self.app)
-
-    @property
-    def rowlist(self) -> RowList:
-        return self.query_one(RowList)
 
     def on_mount(self) -> None:
         self.rowlist.focus()
@@ -146,8 +125,8 @@ class VersionsScreen(JobScreen):
         width = self.app.size.width - 2
         count = count_words(len(self.versions), "version") if self.versions else ""
         title = f"{middle(self.browser.session.title, 24)}  versions over all images  {count}"
-        self.query_one("#title", Static).update(Content(title))
-        self.query_one("#path", Static).update(Content(middle(plain(self.path), width)))
+        self.write("title", title)
+        self.write("path", middle(plain(self.path), width))
         told = [f"{self._under_way} …"] if self._under_way else []
         at = self.rowlist.at
         if at is not None and at < len(self.versions):
@@ -155,4 +134,4 @@ class VersionsScreen(JobScreen):
             told.append(f"{found.change} in {point_words(found.point, self.browser.session.zone)}")
             told += [found.what] if found.what else []
         told += [f"{count_words(len(self._notes), 'image')} could not be looked into"] if self._notes else []
-        self.query_one("#status", Static).update(Content(middle(" · ".join(told), width)))
+        self.write("status", middle(" · ".join(told), width))

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, cast
+from typing import ClassVar
 
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.content import Content
-from textual.widgets import Footer, Static
 
 from imagefs.cli.text import size_text
 from imagefs.errors import ImagefsError
@@ -29,16 +27,14 @@ from imagefs.tui.content import (
 )
 from imagefs.tui.dialogs import Ask, Text
 from imagefs.tui.folder import Mark
-from imagefs.tui.jobs import Job, JobScreen
+from imagefs.tui.frame import FrameScreen
+from imagefs.tui.jobs import Job
 from imagefs.tui.names import middle, plain
 from imagefs.tui.pane import Pane, text_cells, widest
 from imagefs.tui.picture import Picture, look_at
 from imagefs.tui.places import facts_of, place_of
 from imagefs.tui.session import Point
 from imagefs.tui.tables import Cell, count_words, point_words
-
-if TYPE_CHECKING:
-    from imagefs.tui.app import Browser
 
 #: Content is read in blocks of this size for hex, and so many are kept.
 BLOCK, KEPT = 64 << 10, 64
@@ -56,7 +52,7 @@ class Opened:
     picture: Picture | None
 
 
-class ViewerScreen(JobScreen):
+class ViewerScreen(FrameScreen):
     """Text where it seems to be text, else hex; ``x`` changes between them."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -83,16 +79,8 @@ class ViewerScreen(JobScreen):
         self._found_at = -1
         self._blocks: OrderedDict[int, bytes | None] = OrderedDict()
 
-    def compose(self) -> ComposeResult:
-        yield Static(id="title", markup=False)
-        yield Static(id="path", markup=False)
+    def main(self) -> ComposeResult:
         yield Pane(id="pane")
-        yield Static(id="status", markup=False)
-        yield Footer(compact=True)
-
-    @property
-    def browser(self) -> Browser:
-        return cast("Browser", self.app)
 
     @property
     def pane(self) -> Pane:
@@ -297,9 +285,9 @@ class ViewerScreen(JobScreen):
         title = (
             f"{middle(self.browser.session.title, 24)}  {point_words(self.point, self.browser.session.zone)}"
         )
-        self.query_one("#title", Static).update(Content(title))
-        self.query_one("#path", Static).update(Content(middle(plain(self.target.path), width)))
-        self.query_one("#status", Static).update(Content(middle(self._status(), width)))
+        self.write("title", title)
+        self.write("path", middle(plain(self.target.path), width))
+        self.write("status", middle(self._status(), width))
 
     def _status(self) -> str:
         if self.file is None:

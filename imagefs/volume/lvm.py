@@ -49,9 +49,11 @@ class PhysicalVolume:
 
 @dataclass(frozen=True, slots=True)
 class LogicalVolume:
-    """``reader`` is its content; None where it cannot be read, for the reason ``refused``."""
+    """``id`` stays when others come and go. ``reader`` is its content; None where it cannot be read, for the reason
+    ``refused``."""
 
     name: str
+    id: str
     size: int
     reader: Reader | None
     refused: str = ""
@@ -133,9 +135,9 @@ def logical_volumes(members: Sequence[PhysicalVolume]) -> Iterator[LogicalVolume
     for name in group.visible():
         try:
             reader = group.reader(name)
-            yield LogicalVolume(name, reader.size, reader)
+            yield LogicalVolume(name, group.id(name), reader.size, reader)
         except ImagefsError as error:
-            yield LogicalVolume(name, group.size(name), None, error.message)
+            yield LogicalVolume(name, group.id(name), group.size(name), None, error.message)
 
 
 class _Group:
@@ -166,6 +168,9 @@ class _Group:
             if shown or name in self._stores:
                 found.append(name)
         return found
+
+    def id(self, name: str) -> str:
+        return shown(self._logical[name].get("id", ""))
 
     def size(self, name: str) -> int:
         counts = (segment.get("extent_count", 0) for segment in _segments(self._logical[name]))

@@ -9,6 +9,7 @@ sector costs 11 µs, so 46 MB/s at 512 bytes. Words for modes as in the kernel's
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Hashable, Iterator
 from typing import Any
 
 import numpy as np
@@ -54,6 +55,11 @@ class SectorCipher:
                     f"the cipher {shown(spec)} needs a digest that is not known here"
                 ) from error
         self._key = key
+
+    @property
+    def fingerprint(self) -> tuple[str, bytes]:
+        """The same for the same cipher and key."""
+        return self.spec, hashlib.sha256(self._key).digest()
 
     def decrypt(self, data: bytes, sector: int, sector_size: int) -> bytes:
         """Whole sectors of ``sector_size``; ``sector`` is the number of the first, in units of 512 bytes."""
@@ -151,6 +157,22 @@ class DecryptedReader:
         self._start = start
         self._sector = sector
         self._sector_size = sector_size
+
+    @property
+    def unit(self) -> int:
+        """Bytes of a sector: who changes one of them changes them all."""
+        return self._sector_size
+
+    @property
+    def key(self) -> Hashable:
+        """What the same bytes of ``reader`` are decrypted with at another time, if this is equal; no secret."""
+        return self._cipher.fingerprint, self._sector
+
+    def parts(self, offset: int, length: int) -> Iterator[tuple[Reader, int, int]]:
+        """(reader, offset in it, bytes) of a range."""
+        if self._reader is None:
+            raise BrowseError("the encrypted volume is closed")
+        yield self._reader, self._start + offset, clamp(self.size, offset, length)
 
     def read_at(self, offset: int, length: int, /) -> bytes:
         count = clamp(self.size, offset, length)

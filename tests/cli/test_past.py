@@ -89,7 +89,7 @@ def test_diff(cli: Cli, past: Past) -> None:
     ]
     found = cli("diff", "set@latest~3", "set@latest", "--json").document
     assert found["complete"] is True
-    assert found["volumes"] == [{"id": "p0", "way": "records", "why": "", "notes": []}]
+    assert found["volumes"] == [{"id": "p0", "name": "", "way": "records", "why": "", "notes": []}]
     rows = {(row["change"], row["path"]): row for row in found["differences"]}
     assert rows.keys() == {("added", "/p0/home/kept.txt"), ("changed", DOC)}
     assert rows["changed", DOC]["what"] == ["content", "size", "mtime", "replaced"]

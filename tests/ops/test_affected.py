@@ -9,7 +9,7 @@ import pytest
 
 from imagefs.block.views import BytesReader, RefusingReader
 from imagefs.interfaces import Volume
-from imagefs.ops.affected import find_affected
+from imagefs.ops.affected import find_affected, on_disk
 from imagefs.volume import read_table
 from tests.support.images import noise
 from tests.support.oracles import need_tool, run_tool, tool_text
@@ -52,7 +52,7 @@ def test_the_files_and_only_they(tmp_path: Path, kind: str) -> None:
     one, two = place_of(data, "one"), place_of(data, "two")
     ranges = [(one + 512, one + 1024), (two + 4096, two + 4097), (39 * 2**20, 39 * 2**20 + 512)]
     disk = BytesReader(data)
-    found = find_affected(disk, read_table(disk, sector_size=512).volumes, ranges)
+    found = find_affected(on_disk(disk, read_table(disk, sector_size=512).volumes), ranges)
     assert found.notes == []
     names = {place.path for place in found.places}
     assert names == {b"/one", b"/two"}
@@ -69,7 +69,7 @@ def test_the_rest_of_a_last_cluster_is_no_part_of_a_file(tmp_path: Path) -> None
     data = make(tmp_path, "ext4").read_bytes()
     end = place_of(data, "one") + SIZES["one"]
     disk = BytesReader(data)
-    found = find_affected(disk, read_table(disk, sector_size=512).volumes, [(end, end + 100)])
+    found = find_affected(on_disk(disk, read_table(disk, sector_size=512).volumes), [(end, end + 100)])
     assert found.places == []
 
 
@@ -78,7 +78,7 @@ def test_records_of_small_files_in_the_mft(tmp_path: Path) -> None:
     data = make(tmp_path, "ntfs").read_bytes()
     at = place_of(data, "tiny")
     disk = BytesReader(data)
-    found = find_affected(disk, read_table(disk, sector_size=512).volumes, [(at, at + 1)])
+    found = find_affected(on_disk(disk, read_table(disk, sector_size=512).volumes), [(at, at + 1)])
     assert {(place.path, place.stream) for place in found.places} == {
         (b"/$MFT", b""),
         (b"/tiny", b"metadata"),
@@ -93,7 +93,7 @@ def test_a_record_that_could_not_be_read(tmp_path: Path, length: int) -> None:
     at = place_of(bytes(data), "tiny") // 1024 * 1024
     data[at : at + length] = bytes(length)
     disk = BytesReader(bytes(data))
-    found = find_affected(disk, read_table(disk, sector_size=512).volumes, [(at, at + length)])
+    found = find_affected(on_disk(disk, read_table(disk, sector_size=512).volumes), [(at, at + length)])
     assert (b"/tiny", b"metadata") in {(place.path, place.stream) for place in found.places}
     assert found.notes == []
 
@@ -108,13 +108,13 @@ def test_an_inode_that_could_not_be_read(tmp_path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[at : at + 256] = bytes(256)
     disk = BytesReader(bytes(data))
-    found = find_affected(disk, read_table(disk, sector_size=512).volumes, [(at, at + 256)])
+    found = find_affected(on_disk(disk, read_table(disk, sector_size=512).volumes), [(at, at + 256)])
     assert found.files_in(at, at + 1) == ["/p0/two (metadata)"]
 
 
 def test_what_cannot_be_browsed_is_told(tmp_path: Path) -> None:
     disk = BytesReader(noise(2**20))
-    found = find_affected(disk, [Volume(3, 4096, 2**19)], [(5000, 6000), (0, 10)])
+    found = find_affected(on_disk(disk, [Volume(3, 4096, 2**19)]), [(5000, 6000), (0, 10)])
     assert found.places == []
     assert len(found.notes) == 1
     assert found.notes[0].startswith("p3: ")
@@ -124,5 +124,5 @@ def test_damage_on_the_way_costs_names_only(tmp_path: Path) -> None:
     data = make(tmp_path, "ext4").read_bytes()
     one = place_of(data, "one")
     bad = RefusingReader(BytesReader(data), [one], [one + 4096], "the test")
-    found = find_affected(bad, [Volume(0, 0, len(data))], [(one, one + 4096)])
+    found = find_affected(on_disk(bad, [Volume(0, 0, len(data))]), [(one, one + 4096)])
     assert [place.path for place in found.places] == [b"/one"]

@@ -43,7 +43,7 @@ def test_a_life(tmp_path: Path, kind: str) -> None:
         past.step(lambda room: (room / "far/other.txt").write_bytes(os.urandom(30_000))),
         past.step(lambda room: (room / doc).write_text("three")),
     ]
-    found = path_history(past.catalog, 0, b"/home/ann/doc.txt")
+    found = path_history(past.catalog, "p0", b"/home/ann/doc.txt")
     assert found.images == 8
     assert not found.notes
     assert found.opened <= 6  # the others were answered from the one before
@@ -63,7 +63,7 @@ def test_a_life(tmp_path: Path, kind: str) -> None:
     with pytest.raises(BrowseError, match="no version 5"):
         found.version(5)
     with pytest.raises(PathNotFound):
-        path_history(past.catalog, 0, b"/home/ann/never.txt")
+        path_history(past.catalog, "p0", b"/home/ann/never.txt")
     assert found.versions[0].change is Change.FIRST
 
 
@@ -84,10 +84,10 @@ def test_renamed_away_and_here(tmp_path: Path, kind: str) -> None:
     past.step(lambda room: (room / "old/a.txt").rename(room / "new place/b.txt"))
     past.step(save_as_editors_do)
     past.step(lambda room: (room / "new place").rename(room / "other place"))
-    old = path_history(past.catalog, 0, b"/old/a.txt")
+    old = path_history(past.catalog, "p0", b"/old/a.txt")
     assert told(old) == [("first seen", (), 1), ("renamed", (), 3)]
     assert old.versions[1].other == b"/new place/b.txt"
-    new = path_history(past.catalog, 0, b"/new place/b.txt")
+    new = path_history(past.catalog, "p0", b"/new place/b.txt")
     assert [(each.change.value, each.other) for each in new.versions] == [
         ("first seen", b"/old/a.txt"),
         ("changed", None),
@@ -95,7 +95,7 @@ def test_renamed_away_and_here(tmp_path: Path, kind: str) -> None:
     ]
     assert new.versions[1].what[:2] == ("content", "size")
     assert new.versions[1].what[-1] == "replaced"
-    folder = path_history(past.catalog, 0, b"/new place")
+    folder = path_history(past.catalog, "p0", b"/new place")
     assert [(each.change.value, each.added, each.removed) for each in folder.versions] == [
         ("first seen", (), ()),
         ("changed", (b"b.txt",), ()),
@@ -115,5 +115,5 @@ def test_content_that_changes_behind_the_file_systems_back(tmp_path: Path) -> No
         volume.write(b"forged")
     past.step()
     past.step(lambda room: (room / "beside it").write_bytes(os.urandom(10_000)))
-    found = path_history(past.catalog, 0, b"/data")
+    found = path_history(past.catalog, "p0", b"/data")
     assert told(found) == [("first seen", (), 1), ("changed", ("content",), 2)]

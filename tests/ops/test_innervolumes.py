@@ -14,9 +14,9 @@ from fixtures import inner
 from imagefs.block.devices import open_source
 from imagefs.block.views import BytesReader, MarkedReader, SliceReader
 from imagefs.browse.apart import open_apart
-from imagefs.errors import Locked
+from imagefs.errors import Locked, UsageError
 from imagefs.interfaces import Reader, State, Volume
-from imagefs.ops.innervolumes import InnerVolumes, Secret
+from imagefs.ops.innervolumes import InnerVolumes, Secret, check_secrets
 from imagefs.ops.volumeparser import lost_of_shadow
 from imagefs.volume import read_table
 from tests.support.images import noise
@@ -49,7 +49,6 @@ def test_every_volume_holds_what_the_kernel_read(name: str, tmp_path: Path) -> N
     disk = inner.unpack(name, tmp_path / "disk")
     with looked_into(disk, {"p4": Secret(inner.PASSPHRASE)} if name == "lvm" else None) as found:
         readers = everything(found)
-        assert found.unused == []
         for volume, facts in inner.answers(name)["volumes"].items():
             assert digest(readers[volume]) == facts["sha256"], volume
 
@@ -78,8 +77,9 @@ def test_a_locked_volume_says_what_it_needs(tmp_path: Path) -> None:
         looked_into(disk, {"p4": Secret(b"x")}),
     ):
         pass
-    with looked_into(disk, {"p1": Secret(b"x"), "p4": Secret(inner.PASSPHRASE)}) as found:
-        assert found.unused == ["p1"]
+    secrets = {"p1": Secret(b"x"), "p4": Secret(inner.PASSPHRASE)}
+    with looked_into(disk, secrets), pytest.raises(UsageError, match="no locked volume p1"):
+        check_secrets(secrets)
 
 
 def test_damage_in_a_container_costs_the_container(tmp_path: Path) -> None:
