@@ -45,7 +45,7 @@ SWITCH_SECONDS = 0.0005
 COMMANDS = {
     "capture": ("imagefs.cli.capture", "capture"),
     "list": ("imagefs.cli.listing", "list_command"),
-    "info": ("imagefs.cli.sets", "info"),
+    "info": ("imagefs.cli.info", "info"),
     "verify": ("imagefs.cli.sets", "verify"),
     "delete": ("imagefs.cli.sets", "delete"),
     "restore": ("imagefs.cli.transfer", "restore"),
