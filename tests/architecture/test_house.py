@@ -41,7 +41,7 @@ FORBIDDEN_MENTIONS = {"os.environ", "os.environb", "sys.argv", "sys.stdin", "sys
 ALLOWED = {
     ("mounter/binding.py", "os.environ"): "mfusepy chooses its library by FUSE_LIBRARY_PATH alone",
     ("mounter/background.py", "os._exit"): "the forked process must not end as the one that forked it",
-    ("mounter/background.py", "sys.stdout"): "flushed, so that what was said before the fork is not said twice",
+    ("mounter/background.py", "sys.stdout"): "flushed, so that nothing is said twice",
     ("mounter/kernelhelper.py", "sys.argv"): "a program of its own, started by mounter/kernel.py",
     ("mounter/kernelhelper.py", "sys.exit"): "the same",
     ("mounter/kernelhelper.py", "os._exit"): "the loop of FUSE would wait for a kernel that waits for it",
