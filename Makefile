@@ -19,7 +19,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH):/usr/local/sbin:/usr/sbin:/sbin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 unexport PYTHONPATH
 
-.PHONY: help setup packages demo test slow bench install uninstall wheel clean
+.PHONY: help setup packages sources demo test slow bench install uninstall wheel clean
 
 help:
 	@echo "make demo       see the whole of imagefs at work on a disk of its own"
@@ -29,10 +29,14 @@ help:
 	@echo "make install    for users: $(PREFIX) and the link $(BINDIR)/imagefs (PREFIX=, BINDIR=, EXTRAS=apfs)"
 	@echo "make uninstall, make wheel, make clean"
 
-setup: packages $(VENV)/ready
+setup: packages sources $(VENV)/ready
 
 packages:
 	@sh fixtures/packages.sh $(foreach name,$(VENV_PACKAGES) $(RUN_PACKAGES) $(DISK_PACKAGES) $(TEST_PACKAGES),'$(name)')
+
+# Disks that other projects test with: BitLocker's are in the sources of cryptsetup.
+sources: | packages
+	@sh fixtures/sources.sh .cache/sources cryptsetup
 
 $(VENV)/ready: pyproject.toml | packages
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed: make PYTHON=python3.11")'

@@ -121,7 +121,7 @@ def _live(serve: Callable[[Readiness], int], descriptor: int, output: int) -> No
         os.closerange(descriptor + 1, os.sysconf("SC_OPEN_MAX"))
         code = serve(Readiness(descriptor))
     except BaseException:
-        traceback.print_exc()
+        os.write(2, traceback.format_exc().encode(errors="backslashreplace"))
     finally:
         with contextlib.suppress(OSError):  # a full disk under the log
             sys.stdout.flush()

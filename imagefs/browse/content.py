@@ -199,7 +199,8 @@ class PieceCache:
         """Read those of ``numbers`` that are not here, no more than can be kept, many at once; ``places`` are the
         ranges of one."""
         lacking = [number for number in dict.fromkeys(numbers) if number not in self._kept]
-        for first in range(0, min(len(lacking), self._most // 2), _AT_ONCE):
+        lacking = lacking[: self._most // 2]
+        for first in range(0, len(lacking), _AT_ONCE):
             some = lacking[first : first + _AT_ONCE]
             fetch(place for number in some for place in places(number))
             for number in some:

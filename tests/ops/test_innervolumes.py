@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import configparser
 import hashlib
+import shutil
 import tarfile
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
@@ -20,7 +22,7 @@ from imagefs.ops.innervolumes import InnerVolumes, Secret, check_secrets
 from imagefs.ops.volumeparser import lost_of_shadow
 from imagefs.volume import read_table
 from tests.support.images import noise
-from tests.support.oracles import corpus_folder, need_tool, run_tool, unpacked_corpus_file
+from tests.support.oracles import need_tool, run_tool, source_file, unpacked_corpus_file
 
 
 @contextmanager
@@ -102,48 +104,38 @@ def test_damage_in_a_container_costs_the_container(tmp_path: Path) -> None:
 
 # -- BitLocker ------------------------------------------------------------------------------------
 
-#: Of some disks of cryptsetup's tests what opens them and the serial number of the NTFS inside, as published there.
-BITLOCKER = {
-    "bitlk-aes-cbc-elephant-128": (
-        "529573-278784-259347-197835-171457-264044-610280-313269",
-        "3ECCF65ACCF60BC1",
-    ),
-    "bitlk-aes-cbc-256": ("anaconda", "9AC00310C002F275"),
-    "bitlk-aes-xts-128-clearkey-only": ("", "F406E5DD06E5A13A"),
-}
+
+@pytest.fixture(scope="module")
+def bitlocker(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The disks of cryptsetup's tests."""
+    folder = tmp_path_factory.mktemp("bitlocker")
+    with tarfile.open(source_file("cryptsetup", "tests/bitlk-images.tar.xz", folder)) as archive:
+        archive.extraction_filter = tarfile.data_filter
+        archive.extractall(folder)
+    return folder / "bitlk-images"
 
 
-def bitlocker_disk(name: str, folder: Path) -> Path:
-    packed = corpus_folder() / "cryptsetup/tests/bitlk-images.tar.xz"
-    if not packed.is_file():
-        pytest.skip("cryptsetup/tests/bitlk-images.tar.xz is not in the corpus")
-    with tarfile.open(packed) as archive:
-        archive.extraction_filter = lambda member, _: member
-        archive.extract(f"bitlk-images/{name}", folder)
-    return folder / "bitlk-images" / name
+@pytest.mark.parametrize(
+    ("name", "word"),
+    [
+        ("bitlk-aes-xts-128", "PW"),
+        ("bitlk-aes-cbc-elephant-128", "RP"),
+        ("bitlk-togo-aes-xts-128", "PW"),
+        ("bitlk-aes-cbc-128-4k", "PW"),
+    ],
+)
+def test_bitlocker_comes_to_the_published_digest(bitlocker: Path, name: str, word: str) -> None:
+    """By password and recovery key, as cryptsetup's own list has them; BitLocker To Go too."""
+    conf = configparser.ConfigParser()
+    conf.read(bitlocker / "images.conf")
+    with looked_into(bitlocker / f"{name}.img", {"p0": Secret(conf[name][word].encode())}) as found:
+        assert digest(everything(found)["p0.1"]) == conf[name]["SHA256SUM"]
 
 
-def test_bitlocker_comes_to_the_published_digest(tmp_path: Path) -> None:
-    disk = bitlocker_disk("bitlk-aes-xts-128.img", tmp_path)
-    with looked_into(disk, {"p0": Secret(b"anaconda")}) as found:
-        expected = "674e3a976927fd62f3fc26df2c695cac75b8d364e3b45393717efa971f16db0f"
-        assert digest(everything(found)["p0.1"]) == expected
-
-
-@pytest.mark.parametrize("name", BITLOCKER)
-def test_bitlocker_of_other_kinds(name: str, tmp_path: Path) -> None:
-    secret, serial = BITLOCKER[name]
-    disk = bitlocker_disk(f"{name}.img", tmp_path)
-    with looked_into(disk, {"p0": Secret(secret.encode())} if secret else None) as found:
-        content = everything(found)["p0.1"]
-        assert content is not None
-        assert f"{int.from_bytes(content.read_at(72, 8), 'little'):016X}" == serial
-
-
-def test_bitlocker_by_a_startup_key(tmp_path: Path) -> None:
-    disk = bitlocker_disk("bitlk-aes-xts-128-startup-key.img", tmp_path)
-    key = bitlocker_disk("4381F759-C4F8-4DE0-BB61-FC33A831BDA5.BEK", tmp_path)
-    other = bitlocker_disk("AA80A52B-9B66-47AE-B097-33F536FFBB07.BEK", tmp_path)
+def test_bitlocker_by_a_startup_key(bitlocker: Path) -> None:
+    disk = bitlocker / "bitlk-aes-xts-128-startup-key.img"
+    key = bitlocker / "4381F759-C4F8-4DE0-BB61-FC33A831BDA5.BEK"
+    other = bitlocker / "AA80A52B-9B66-47AE-B097-33F536FFBB07.BEK"
     with looked_into(disk, {"p0": Secret(key.read_bytes(), str(key))}) as found:
         content = everything(found)["p0.1"]
         assert content is not None
@@ -152,8 +144,8 @@ def test_bitlocker_by_a_startup_key(tmp_path: Path) -> None:
         pass
 
 
-def test_bitlocker_that_is_locked_names_its_protectors(tmp_path: Path) -> None:
-    disk = bitlocker_disk("bitlk-aes-xts-128.img", tmp_path)
+def test_bitlocker_that_is_locked_names_its_protectors(bitlocker: Path) -> None:
+    disk = bitlocker / "bitlk-aes-xts-128.img"
     with looked_into(disk) as found:
         needs = found.containers["p0"].needs
     assert needs == ("password", "recovery key 64311DEA-4587-4029-924A-BA299647998E")
@@ -165,8 +157,9 @@ def test_bitlocker_that_is_locked_names_its_protectors(tmp_path: Path) -> None:
             pass
 
 
-def test_damaged_bitlocker_never_takes_us_down(tmp_path: Path) -> None:
-    disk = bitlocker_disk("bitlk-aes-xts-128.img", tmp_path)
+def test_damaged_bitlocker_never_takes_us_down(bitlocker: Path, tmp_path: Path) -> None:
+    disk = tmp_path / "damaged.img"
+    shutil.copyfile(bitlocker / "bitlk-aes-xts-128.img", disk)
     with disk.open("r+b") as file:
         head = file.read(512)
         places = [int.from_bytes(head[at : at + 8], "little") for at in (176, 184, 192)]

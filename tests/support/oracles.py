@@ -71,6 +71,19 @@ def corpus_folder() -> Path:
     return folder
 
 
+def source_file(package: str, name: str, folder: Path) -> Path:
+    """A file of a Debian source package that ``make setup`` fetched, unpacked into ``folder``."""
+    found = sorted((Path(__file__).parents[2] / ".cache/sources").glob(f"{package}_*.orig.tar.*"))
+    if not found:
+        pytest.skip(f"the sources of {package} are not here: make setup fetches them")
+    with tarfile.open(found[-1]) as archive:
+        archive.extraction_filter = tarfile.data_filter
+        member = next(each for each in archive if each.name.partition("/")[2] == name)
+        member.name = Path(name).name
+        archive.extract(member, folder)
+    return folder / Path(name).name
+
+
 def corpus_file(name: str) -> Path:
     """A file of the corpus, never to be written; it fails when the corpus is there and the file not."""
     path = corpus_folder() / name

@@ -7,7 +7,7 @@ import struct
 from imagefs.volume.facts import FileSystemFacts, Window, power_of_two, text
 from imagefs.volume.signatures.fat import Heap
 
-_TO_GO = bytes.fromhex("3bd67649292ed84a8399f6a339e3d001")
+_TO_GO = bytes.fromhex("3bd66749292ed84a8399f6a339e3d001")
 _VOLUME_RECORD = 3
 _VOLUME_NAME = 0x60
 
