@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from imagefs.errors import SourceError, TargetError
+from imagefs.errors import ImagefsError, SourceError, TargetError
 from imagefs.interfaces import HOLES, Extent, Reader, State, Writable
 
 if TYPE_CHECKING:
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 #: So many extents are looked at to see how much of a Reader holds data.
 MAX_RUNS = 20_000
+_BLOCK = 64 << 10
 
 
 def clamp(size: int, offset: int, length: int) -> int:
@@ -272,16 +273,31 @@ class ReaderFile(io.RawIOBase):
 
 class LibraryFile(ReaderFile):
     """What a C library reads from. ``error`` is what the Reader raised last, which the library would make a sentence
-    of its own."""
+    of its own. Libraries read sector by sector: each short read takes the block of 64 KiB it lies in along."""
 
     error: BaseException | None = None
+    _block, _held = -1, b""
 
     def read(self, size: int | None = -1) -> bytes:
         try:
-            return super().read(size)
+            return super().read(size) if size is None or size < 0 else self._taken(size)
         except BaseException as error:
             self.error = error
             raise
+
+    def _taken(self, size: int) -> bytes:
+        at = self.tell()
+        block, inside = divmod(at, _BLOCK)
+        if inside + size > _BLOCK:
+            return super().read(size)
+        if block != self._block:
+            try:
+                self._block, self._held = block, self._reader.read_at(block * _BLOCK, _BLOCK)
+            except ImagefsError:  # what is wanted may lie beside what cannot be read
+                return super().read(size)
+        found = self._held[inside : inside + size]
+        self.seek(at + len(found))
+        return found
 
     def get_size(self) -> int:
         return self._reader.size

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imagefs.block.views import BytesReader, ReaderFile, SliceReader, clamp, extents_of
+from imagefs.block.views import BytesReader, LibraryFile, ReaderFile, SliceReader, clamp, extents_of
 from imagefs.errors import SourceError
 from imagefs.interfaces import Extent, Extents, Reader, State
 from tests.support.reader_contract import check_reader
@@ -207,3 +207,29 @@ def test_closing_a_reader_file_leaves_its_reader_open() -> None:
     with pytest.raises(ValueError):
         file.seek(0)
     assert reader.read_at(0, 3) == b"abc"
+
+
+class Scratched(BytesReader):
+    """DATA with a bad sector at 131,072; remembers how often it was read."""
+
+    reads = 0
+
+    def read_at(self, offset: int, length: int, /) -> bytes:
+        self.reads += 1
+        if offset < 131_584 and offset + length > 131_072:
+            raise SourceError("a bad sector")
+        return super().read_at(offset, length)
+
+
+def test_a_library_reads_sectors_and_the_reader_gives_blocks() -> None:
+    reader = Scratched(DATA)
+    file = LibraryFile(reader)
+    assert b"".join(file.read(512) for _ in range(256)) == DATA[:131_072]
+    assert reader.reads == 2
+    with pytest.raises(SourceError):
+        file.read(512)
+    assert isinstance(file.error, SourceError)
+    for start, length in ((131_584, 512), (65_000, 60_000), (299_900, 500), (300_000, 1)):
+        file.seek(start)
+        assert file.read(length) == DATA[start : start + length]
+        assert file.tell() == min(start + length, 300_000)
