@@ -29,8 +29,8 @@ _MOST_SECONDS = 2.0
 _WALKS = """
 import sys, imagefs
 from imagefs.browse.walk import walk
-for which in ("latest~1", "latest"):
-    with imagefs.open(sys.argv[1] + "@" + which) as disk:
+for which in sys.argv[1:]:
+    with imagefs.open(which) as disk:
         fs = disk.filesystem(0)
         print(sum(1 for _ in walk(fs, fs.root(), onerror=print)))
 """
@@ -46,36 +46,44 @@ def past(shop: Workshop) -> Iterator[Row]:
 
 
 def _of(shop: Workshop, kind: str) -> Iterator[Row]:
-    volume, before = shop.work / f"past.{kind}", shop.work / f"before.{kind}"
-    shutil.copyfile(wide_volume(shop.cache, kind), volume)
-    folder = ours.new_set(shop.work / f"past-{kind}")
-    ours.capture(volume, folder, "--kind", "full")
-    shutil.copyfile(volume, before)
-    path = _change(volume, kind, 1)
-    ours.capture(volume, folder)
-    yield from _diffs(shop, kind, folder, before, volume)
-    before.unlink()
     images = IMAGES if shop.shape.name != "quick" else 10
-    say(f"{images} images of {kind}")
-    for number in range(2, images):
-        path = _change(volume, kind, number)
-        ours.capture(volume, folder)
+    folder, path = _set(shop, kind, images)
+    after = shop.work / f"after.{kind}"
+    shutil.copyfile(wide_volume(shop.cache, kind), after)
+    _change(after, kind, 1)
+    yield from _diffs(shop, kind, folder, wide_volume(shop.cache, kind), after)
+    after.unlink()
     yield _history(shop, kind, folder, path)
-    volume.unlink()
-    ours.remove_set(folder)
+
+
+def _set(shop: Workshop, kind: str, images: int) -> tuple[Path, str]:
+    """The set of so many images and a path that was changed in the last one; built once and kept in the cache."""
+    folder = shop.cache / f"past-{images}-{kind}"
+    told = folder.with_suffix(".path")
+    if not told.exists():
+        say(f"{images} images of {kind}")
+        volume = shop.work / f"past.{kind}"
+        shutil.copyfile(wide_volume(shop.cache, kind), volume)
+        ours.capture(volume, ours.new_set(folder), "--kind", "full")
+        for number in range(1, images):
+            path = _change(volume, kind, number)
+            ours.capture(volume, folder)
+        volume.unlink()
+        told.write_text(path)
+    return folder, told.read_text()
 
 
 def _diffs(shop: Workshop, kind: str, folder: Path, before: Path, after: Path) -> Iterator[Row]:
-    images = ours.images(folder)
+    """Of the two oldest images, and of the same disks."""
+    first, second = ours.images(folder)[:2]
 
     def diff() -> float:
-        evict(*images)
-        run = run_timed([ours.program(), "diff", f"{folder}@latest~1", f"{folder}@latest"])
-        return shop.timed("diff", run)
+        evict(first, second)
+        return shop.timed("diff", run_timed([ours.program(), "diff", first, second]))
 
     def walks() -> float:
-        evict(*images)
-        return run_timed([sys.executable, "-c", _WALKS, folder]).seconds
+        evict(first, second)
+        return run_timed([sys.executable, "-c", _WALKS, first, second]).seconds
 
     def mounts() -> float:
         evict(before, after)

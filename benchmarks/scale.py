@@ -31,7 +31,7 @@ with imagefs.open(sys.argv[1]) as disk:
 
 @dataclass(frozen=True, slots=True)
 class GiantSet:
-    """The set, its full image, and a folder that is the user's home for one run."""
+    """The set, its full image in a folder of its own too, and a folder that is the user's home for one run."""
 
     folder: Path
     full: Path
@@ -76,4 +76,8 @@ def giant_set(cache: Path, home: Path, *, quick: bool) -> GiantSet:
         build_full(store, giant)
         build_incrementals(store, giant, LAYERS, runs=50 if quick else 500)
     home.mkdir(exist_ok=True)
-    return GiantSet(folder, folder / next(iter(store.list())).name, home)
+    name, alone = next(iter(store.list())).name, folder.with_name(f"{folder.name}-alone")
+    shutil.rmtree(alone, ignore_errors=True)
+    alone.mkdir()
+    os.link(folder / name, alone / name)
+    return GiantSet(folder, alone / name, home)
