@@ -295,7 +295,7 @@ def _scale_run(giant: GiantSet, image: Path, shop: Workshop, name: str) -> Itera
             giant.forget()
         yield f"info{when}", shop.timed(f"info of {name}", giant.run("info", image))
     yield "ls", shop.timed(f"ls of {name}", giant.run("ls", image))
-    yield "list", shop.timed(f"list of {name}", giant.run("list", giant.folder))
+    yield "list", shop.timed(f"list of {name}", giant.run("list", image if image.is_dir() else image.parent))
     with giant.mounted(image) as (seconds, peak):
         yield "mount", seconds
         yield "memory of the mount", peak / 1e6

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import signal
 import sys
@@ -107,6 +108,7 @@ def run(arguments: Sequence[str] | None = None) -> None:
     except BrokenPipeError:
         _close_stdout()
         code = 128 + signal.SIGPIPE
+    gc.freeze()  # Python would look for cycles in all that was loaded before it ends: 0.03 s of each command
     sys.exit(code)
 
 
