@@ -30,7 +30,7 @@ def mounted(path: Path, place: Path) -> Iterator[Path]:
         ["mount.exfat-fuse", "-d", device, place], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     ) as driver:
         try:
-            end = time.monotonic() + 30
+            end = time.monotonic() + 300
             while not place.is_mount():
                 assert driver.poll() is None, "the driver ended"
                 assert time.monotonic() < end, "nothing was mounted"
@@ -39,7 +39,7 @@ def mounted(path: Path, place: Path) -> Iterator[Path]:
         finally:
             subprocess.run(["umount", place], check=False)
             try:
-                driver.wait(timeout=30)
+                driver.wait(timeout=600)
             finally:
                 driver.kill()
             run_tool(["losetup", "--detach", device])

@@ -65,7 +65,7 @@ def by_the_sleuth_kit(path: Path) -> str:
             [sys.executable, "-c", TOLD_OF, path],
             cwd=Path(__file__).parents[2],
             capture_output=True,
-            timeout=60,
+            timeout=600,
             check=False,
         )
     except subprocess.TimeoutExpired:
@@ -88,7 +88,7 @@ def by_its_checker(path: Path, volume: Volume, kind: str, room: Path) -> str:
         out.truncate(volume.length)
     words = [str(tool_path(CHECKERS[kind][0])), *CHECKERS[kind][1:], str(part)]
     try:
-        done = subprocess.run(words, capture_output=True, timeout=20, check=False)
+        done = subprocess.run(words, capture_output=True, timeout=600, check=False)
     except subprocess.TimeoutExpired:
         return ""
     told = (done.stdout + done.stderr).decode("utf-8", "replace")

@@ -46,12 +46,12 @@ def test_threads_that_ask_at_once_wait_for_one_maker() -> None:
     def make() -> bytes:
         made.append(1)
         begun.set()
-        assert may_end.wait(10)
+        assert may_end.wait(300)
         return block(1)
 
     with ThreadPoolExecutor(6) as pool:
         asked = [pool.submit(cache.get, 1, make) for _ in range(6)]
-        assert begun.wait(10)
+        assert begun.wait(300)
         assert cache.get(2, lambda: block(2)) == block(2), "no lock is held while a block is made"
         may_end.set()
         assert {future.result(10) for future in asked} == {block(1)}
@@ -63,12 +63,12 @@ def test_an_error_reaches_all_who_wait_and_is_not_kept() -> None:
 
     def fail() -> bytes:
         begun.set()
-        assert may_end.wait(10)
+        assert may_end.wait(300)
         raise Broken
 
     with ThreadPoolExecutor(3) as pool:
         asked = [pool.submit(cache.get, 1, fail)]
-        assert begun.wait(10)
+        assert begun.wait(300)
         asked += [pool.submit(cache.get, 1, fail) for _ in range(2)]
         may_end.set()
         for future in asked:

@@ -58,7 +58,7 @@ def follow(advice: str, source: Path, folder: Path) -> Path:
     """Do what the advice says: run its command in ``folder``, which makes ``disk.raw``."""
     command = advice.partition(": ")[2].replace("SOURCE", shlex.quote(str(source)))
     command = command.replace("| imagefs capture - SET", "> disk.raw")
-    subprocess.run(command, shell=True, cwd=folder, check=True, timeout=60, capture_output=True)
+    subprocess.run(command, shell=True, cwd=folder, check=True, timeout=600, capture_output=True)
     return folder / "disk.raw"
 
 

@@ -44,7 +44,7 @@ class Blocks:
 
     def make(self, first: int, end: int, /) -> None:
         if self.gate is not None:
-            assert self.gate.wait(10)
+            assert self.gate.wait(300)
         with self.lock:
             self.made += range(first, end)
 
@@ -62,7 +62,7 @@ def settled(ahead: ReadAhead) -> None:
             barrier = threading.Barrier(ahead._threads + 1)
             for _ in range(ahead._threads):
                 ahead._pool.submit(barrier.wait, 10)
-            barrier.wait(10)
+            barrier.wait(300)
 
 
 def test_a_stream_is_read_ahead() -> None:

@@ -147,7 +147,7 @@ def test_beside_ddrescue(path: Path, tmp_path: Path) -> None:
         found = rescue.read(0, SIZE)
         rescue.close()
         ours.close()
-        run_tool(["ddrescue", "-q", "-d", disk, tmp_path / "out", tmp_path / "map"], timeout=120)
+        run_tool(["ddrescue", "-q", "-d", disk, tmp_path / "out", tmp_path / "map"], timeout=600)
     assert list(found.bad) == joined(set(bad))
     assert list(not_rescued(read_mapfile(os.fspath(tmp_path / "map")))) == list(found.bad)
     expected = (tmp_path / "out").read_bytes().ljust(SIZE, b"\0")

@@ -106,7 +106,7 @@ def test_a_killed_writer_leaves_the_target_unmade_and_no_lock(tmp_path: Path) ->
         "sink = open_target(sys.argv[1], 10); sink.write_at(0, b'x')\n"
         "os.kill(os.getpid(), 9)"
     )
-    died = subprocess.run([sys.executable, "-c", code, path], timeout=60, check=False)
+    died = subprocess.run([sys.executable, "-c", code, path], timeout=600, check=False)
     assert died.returncode == -9
     assert litter(tmp_path) == [".disk.raw.partial"]
     fill(path)

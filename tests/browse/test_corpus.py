@@ -212,12 +212,12 @@ def test_libguestfs_empty_ext2(tmp_path: Path) -> None:
 )
 def test_dfir_ntfs_fat_edge_cases(name: str, tmp_path: Path) -> None:
     path = unpacked_corpus_file(f"dfir_ntfs/test_data/{name}.raw.gz", tmp_path)
-    assert "refused" not in visit(path, timeout=60)[0]
+    assert "refused" not in visit(path, timeout=600)[0]
 
 
 def test_the_fuzzed_ntfs_is_survived() -> None:
     name = "clusterfuzz-testcase-minimized-sleuthkit_fls_ntfs_fuzzer-5124116049166336"
-    assert visit(corpus_file(f"sleuthkit_test_data/fuzzing/{name}"), timeout=60)
+    assert visit(corpus_file(f"sleuthkit_test_data/fuzzing/{name}"), timeout=600)
 
 
 def damaged_ext(room: Path, step: int) -> list[Path]:
@@ -227,7 +227,7 @@ def damaged_ext(room: Path, step: int) -> list[Path]:
 
 
 def test_a_sample_of_damaged_ext_volumes_is_survived(tmp_path: Path) -> None:
-    said = visit(*damaged_ext(tmp_path, 6), timeout=120)
+    said = visit(*damaged_ext(tmp_path, 6), timeout=600)
     assert len(said) > 30
     assert sum("refused" in each for each in said) <= 6
 

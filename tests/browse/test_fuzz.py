@@ -65,11 +65,11 @@ def fuzz(volume: Path, first: int, count: int, *, timeout: float) -> None:
 
 @pytest.mark.parametrize("name", ["ext4", "ext2", "ntfs"])
 def test_a_few_damaged_volumes(name: str, request: pytest.FixtureRequest) -> None:
-    fuzz(request.getfixturevalue(name), 1, 5, timeout=120)
+    fuzz(request.getfixturevalue(name), 1, 5, timeout=600)
 
 
 def test_a_few_damaged_fat_volumes(fat: Path) -> None:
-    fuzz(fat, 1, 3, timeout=120)
+    fuzz(fat, 1, 3, timeout=600)
 
 
 @pytest.mark.slow

@@ -125,7 +125,7 @@ def test_times_do_not_depend_on_the_time_zone(plain_stage: Path, tmp_path: Path)
             cwd=root,
             check=True,
             capture_output=True,
-            timeout=60,
+            timeout=600,
         ).stdout
         for zone in ("UTC", "EST5EDT")
     }
@@ -249,7 +249,7 @@ def test_pyfatfs_says_nothing_on_stderr(tmp_path: Path) -> None:
         cwd=Path(__file__).parents[2],
         check=True,
         capture_output=True,
-        timeout=60,
+        timeout=600,
     )
     assert b"/test/1.TXT" in done.stdout
     assert done.stderr == b""

@@ -263,4 +263,4 @@ def compress(path: Path) -> None:
     """Mark a folder so that ntfs-3g compresses what is made in it."""
     need_tool("setfattr")
     value = "0x" + struct.pack("<I", 0x800).hex()
-    subprocess.run(["setfattr", "-h", "-v", value, "-n", "system.ntfs_attrib", path], check=True, timeout=20)
+    subprocess.run(["setfattr", "-h", "-v", value, "-n", "system.ntfs_attrib", path], check=True, timeout=600)

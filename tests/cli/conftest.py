@@ -45,7 +45,7 @@ def cli(tmp_path: Path) -> Cli:
             cwd=tmp_path,
             input=stdin,
             capture_output=True,
-            timeout=120,
+            timeout=600,
             env={**clean, "XDG_STATE_HOME": str(tmp_path / "state"), "TZ": "UTC", **(env or {})},
             check=False,
         )
@@ -78,6 +78,6 @@ def ext4(tmp_path: Path) -> Path:
     path = tmp_path / "ext4.raw"
     subprocess.run(["truncate", "-s", "16M", path], check=True)
     subprocess.run(
-        ["mke2fs", "-q", "-F", "-t", "ext4", "-L", "work", "-d", files, path], check=True, timeout=60
+        ["mke2fs", "-q", "-F", "-t", "ext4", "-L", "work", "-d", files, path], check=True, timeout=600
     )
     return path

@@ -41,7 +41,7 @@ class Room:
         done = subprocess.run(
             [*prefix, sys.executable, "-P", "-m", "imagefs", *map(str, words)],
             env={**os.environ, "XDG_STATE_HOME": state, "PYTHONPATH": str(ROOT)},
-            cwd=self.folder, capture_output=True, text=True, timeout=120, check=False, pass_fds=pass_fds,
+            cwd=self.folder, capture_output=True, text=True, timeout=600, check=False, pass_fds=pass_fds,
         )  # fmt: skip
         assert done.returncode == code, (words, done.stderr)
         assert "Traceback" not in done.stderr

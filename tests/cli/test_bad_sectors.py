@@ -31,7 +31,7 @@ def test_the_rest_is_captured_and_the_report_is_honest(cli: Cli, tmp_path: Path)
         assert (text.code, "could not be read" in text.err) == (3, True)
         run_tool(
             ["ddrescue", "-q", "-d", tmp_path / "bad.raw", tmp_path / "rescued", tmp_path / "map"],
-            timeout=120,
+            timeout=600,
         )
     assert made.document["unreadable_bytes"] == 512 * len(BAD)
     assert made.document["digests"]["sha256"] == hashlib.sha256(ZEROED).hexdigest()

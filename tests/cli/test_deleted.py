@@ -32,7 +32,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for mode in ("all", "used"):
         (room / mode).mkdir()
         words = [sys.executable, "-m", "imagefs", "capture", path, room / mode, "--mode", mode]
-        subprocess.run(words, check=True, capture_output=True, timeout=120)
+        subprocess.run(words, check=True, capture_output=True, timeout=600)
     return room
 
 

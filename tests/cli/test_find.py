@@ -116,7 +116,7 @@ def image(cli: Cli, tmp_path: Path) -> Cli:
     with path.open("wb") as out:
         out.truncate(16 << 20)
     words = ["mke2fs", "-q", "-F", "-t", "ext4", "-I", "256", "-d", str(files), str(path)]
-    subprocess.run(words, check=True, timeout=60)
+    subprocess.run(words, check=True, timeout=600)
     assert cli("capture", "disk.raw", "set").code == 0
     return cli
 
@@ -134,7 +134,7 @@ def expect(tmp_path: Path) -> Expect:
             cwd=tmp_path / "files",
             capture_output=True,
             check=True,
-            timeout=60,
+            timeout=600,
             env={**os.environ, "TZ": "UTC"},
         )
         return {"/p0" + name[1:] for name in done.stdout.decode().split("\0") if name}
@@ -195,7 +195,7 @@ def test_contents_by_text_bytes_and_digest(image: Cli, tmp_path: Path) -> None:
     files = tmp_path / "files/dir"
     one, two, three = (files / name for name in ("file03.log", "file04.TXT", "deep/sparse"))
     sums = [hashlib.md5(one.read_bytes()).hexdigest(), hashlib.sha1(two.read_bytes()).hexdigest()]
-    listed = subprocess.run(["sha256sum", three], check=True, capture_output=True, timeout=60).stdout
+    listed = subprocess.run(["sha256sum", three], check=True, capture_output=True, timeout=600).stdout
     (tmp_path / "hashes").write_bytes(b"# known\n" + listed)
     words = ["--hash", sums[0], "--hash", sums[1].upper(), "--hash-set", "hashes"]
     assert found(image, *words) == {"/p0/dir/file03.log", "/p0/dir/file04.TXT", "/p0/dir/deep/sparse"}
@@ -255,7 +255,7 @@ def test_damage_is_told_and_passed(image: Cli, tmp_path: Path) -> None:
         input=script.encode(),
         check=True,
         capture_output=True,
-        timeout=60,
+        timeout=600,
     )
     assert image("capture", "disk.raw", "damaged", "--mode", "all").code == 0
     ran = image("find", "damaged", "--contains", "the word")

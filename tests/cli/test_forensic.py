@@ -139,7 +139,7 @@ def patched(tmp_path: Path, patch: str, *words: str) -> tuple[int, str, str]:
     """The command line in a process in which ``patch`` was run first."""
     code = f"{patch}\nfrom imagefs.cli.main import run\nrun({list(words)!r})"
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, timeout=120, text=True, check=False
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, timeout=600, text=True, check=False
     )
     return done.returncode, done.stdout, done.stderr
 

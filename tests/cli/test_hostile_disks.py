@@ -33,7 +33,7 @@ def room(tmp_path_factory: pytest.TempPathFactory) -> Room:
 def hostile(room: Room, *words: str) -> tuple[int, str, str]:
     done = subprocess.run(
         [sys.executable, "-c", HOSTILE, *words], cwd=room.folder, env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin"},
-        capture_output=True, text=True, timeout=100, check=False,
+        capture_output=True, text=True, timeout=600, check=False,
     )  # fmt: skip
     assert "Traceback" not in done.stderr
     return done.returncode, done.stdout, done.stderr

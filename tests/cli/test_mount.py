@@ -16,7 +16,7 @@ import pytest
 
 from tests.mounter.conftest import clear, is_mounted, need, wait_until
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(1200)
 
 
 class Shop:
@@ -37,7 +37,13 @@ class Shop:
     def run(self, *words: str | Path) -> subprocess.CompletedProcess[str]:
         command, environment = self.command(*words)
         return subprocess.run(
-            command, env=environment, cwd=self.folder, capture_output=True, text=True, timeout=60, check=False
+            command,
+            env=environment,
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            timeout=600,
+            check=False,
         )
 
     def mounts(self) -> list[dict[str, object]]:
@@ -61,7 +67,7 @@ def test_mount_list_compare_unmount(shop: Shop) -> None:
     mounted = shop.run("mount", "set", "mnt")
     assert mounted.returncode == 0, mounted.stderr
     assert mounted.stdout == ""
-    subprocess.run(["cmp", shop.folder / "disk", shop.directory / "disk.raw"], check=True, timeout=30)
+    subprocess.run(["cmp", shop.folder / "disk", shop.directory / "disk.raw"], check=True, timeout=600)
     facts = json.loads((shop.directory / "image.json").read_bytes())
     (listed,) = shop.mounts()
     assert listed["directory"] == str(shop.directory)
@@ -102,7 +108,7 @@ def test_the_foreground_ends_by_signal_and_cleans_up(shop: Shop, number: signal.
     wait_until(lambda: is_mounted(shop.directory) or process.poll() is not None)
     wait_until(lambda: shop.mounts() or process.poll() is not None)
     process.send_signal(number)
-    _, said = process.communicate(timeout=20)
+    _, said = process.communicate(timeout=600)
     assert process.returncode == 128 + number, said
     assert not shop.directory.exists()
 
@@ -112,7 +118,7 @@ def test_the_mount_outlives_a_terminal_that_hangs_up(shop: Shop) -> None:
     script = "import pty, sys; sys.exit(pty.spawn(sys.argv[1:]) >> 8)"
     done = subprocess.run(
         [sys.executable, "-c", script, *command],
-        env=environment, cwd=shop.folder, stdin=subprocess.DEVNULL, capture_output=True, timeout=60, check=False,
+        env=environment, cwd=shop.folder, stdin=subprocess.DEVNULL, capture_output=True, timeout=600, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout
     time.sleep(0.2)
@@ -134,7 +140,7 @@ def test_damage_is_eio_a_log_line_and_a_count(shop: Shop) -> None:
     with pytest.raises(OSError):
         (shop.directory / "disk.raw").read_bytes()
     copied = subprocess.run(
-        ["cat", shop.directory / "disk.raw"], capture_output=True, timeout=30, check=False
+        ["cat", shop.directory / "disk.raw"], capture_output=True, timeout=600, check=False
     )
     assert copied.returncode != 0
     assert shop.disk.startswith(copied.stdout)

@@ -24,7 +24,7 @@ from tests.cli.mounts import Room
 from tests.mounter.conftest import is_mounted, need, wait_until
 from tests.support.images import capture_bytes, noise
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(1200)
 
 
 def _make(folder: Path) -> Room:

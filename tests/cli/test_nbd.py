@@ -50,7 +50,7 @@ def test_text_is_the_uri_and_what_is_served(shop: Path) -> None:
         assert process.stdout is not None
         assert process.stdout.readline().decode() == f"nbd+unix:///?socket={shop}/s\n"
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=30)
+        out, err = process.communicate(timeout=600)
         assert (process.returncode, out) == (130, b"")
         assert "serving disk (3.8 MiB), p0 (3.8 MiB); Ctrl-C ends it" in err.decode()
     assert not (shop / "s").exists()

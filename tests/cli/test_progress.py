@@ -41,7 +41,7 @@ def on_terminal(tmp_path: Path, columns: int, *words: str) -> tuple[int, list[st
                 seen += data
         except OSError:  # the other end is closed
             pass
-        running.wait(timeout=60)
+        running.wait(timeout=600)
     os.close(here)
     return running.returncode, re.split(r"[\r\n]+", seen.decode().replace("\x1b[K", ""))
 

@@ -38,7 +38,7 @@ def test_a_signal_keeps_what_was_done_and_says_how_to_go_on(
 ) -> None:
     running = begin(tmp_path, "--forensic", "--case", "7")
     subprocess.run(["kill", f"-{signal}", str(running.pid)], check=True)
-    _, told = running.communicate(timeout=60)
+    _, told = running.communicate(timeout=600)
     assert running.returncode == code
     assert b"go on with: imagefs capture big.raw set --rate 4M --forensic --case 7 --resume\n" in told
     assert b"nothing half-done" not in told
@@ -81,7 +81,7 @@ def test_a_second_signal_stops_at_once(big: Path, tmp_path: Path) -> None:
     for _ in range(2):
         subprocess.run(["kill", "-INT", str(running.pid)], check=True)
         time.sleep(0.05)
-    running.communicate(timeout=60)
+    running.communicate(timeout=600)
     assert running.returncode == 130
 
 
@@ -108,7 +108,7 @@ def test_programs_are_told_how_to_go_on_too(cli: Cli, big: Path, tmp_path: Path)
     ) as running:
         wait_for(lambda: any(f.stat().st_size > 2_000_000 for f in (tmp_path / "set").glob("*.partial")))
         subprocess.run(["kill", "-INT", str(running.pid)], check=True)
-        out, _ = running.communicate(timeout=60)
+        out, _ = running.communicate(timeout=600)
     error = json.loads(out)["error"]
     assert (running.returncode, error["exit"], error["code"]) == (130, 130, "interrupted")
     words = shlex.split(error["resume"])
@@ -121,7 +121,7 @@ def test_only_what_this_run_left_is_told_of(cli: Cli, big: Path, tmp_path: Path)
     """A failure beside somebody's unfinished capture is not taken for that one's."""
     running = begin(tmp_path)
     subprocess.run(["kill", "-INT", str(running.pid)], check=True)
-    running.communicate(timeout=60)
+    running.communicate(timeout=600)
     (tmp_path / "other").write_bytes(bytes(1_000_000))
     for words in (("capture", "other", "set", "--resume"), ("capture", "big.raw", "set", "--kind", "incr")):
         failed = cli(*words)
@@ -146,7 +146,7 @@ def test_signals_are_heard_while_a_low_rate_is_waited_for(big: Path, tmp_path: P
         wait_for(lambda: list((tmp_path / "set").glob("*.partial")))
         time.sleep(0.3)
         subprocess.run(["kill", "-INT", str(running.pid)], check=True)
-        running.communicate(timeout=60)
+        running.communicate(timeout=600)
     assert running.returncode == 130
 
 

@@ -41,7 +41,7 @@ def run(room: Path, *words: str, files: int = 1024) -> subprocess.CompletedProce
         cwd=room,
         env=env,
         capture_output=True,
-        timeout=120,
+        timeout=600,
         check=False,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (files, files)),
     )
@@ -70,7 +70,7 @@ def test_mounted(room: Path, cache: str) -> None:
     run(room, "restore", "set", "beside.raw", "--yes")
     run(room, "mount", "set", "mnt")
     try:
-        subprocess.run(["cmp", room / "mnt/disk.raw", room / "beside.raw"], check=True, timeout=120)
+        subprocess.run(["cmp", room / "mnt/disk.raw", room / "beside.raw"], check=True, timeout=600)
     finally:
         run(room, "umount", "mnt")
 

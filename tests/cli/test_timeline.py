@@ -74,7 +74,7 @@ def test_damage_is_told_and_the_rest_comes(image: Cli, ext4: Path) -> None:
     """A folder whose block lies nowhere."""
     script = "set_inode_field dir block[4] 0xffff0001\n"
     words = ["debugfs", "-w", "-f", "-", str(ext4)]
-    subprocess.run(words, input=script.encode(), check=True, capture_output=True, timeout=60)
+    subprocess.run(words, input=script.encode(), check=True, capture_output=True, timeout=600)
     assert image("capture", "ext4.raw", "damaged", "--mode", "all").code == 0
     ran = image("timeline", "damaged", "--csv")
     assert ran.code == 3

@@ -112,7 +112,7 @@ def fuzz(work: Path, seconds: int, seeds: list[str]) -> None:
         import imagefs.volume  # noqa: F401
     _in_this_process()
     words = [
-        f"-max_total_time={seconds}", "-timeout=200", "-rss_limit_mb=2500", "-max_len=200000", "-len_control=0",
+        f"-max_total_time={seconds}", "-timeout=600", "-rss_limit_mb=2500", "-max_len=200000", "-len_control=0",
         f"-artifact_prefix={work}/", "-print_final_stats=1",
     ]  # fmt: skip
     atheris.Setup([sys.argv[0], *words, *seeds], try_disk)

@@ -41,7 +41,7 @@ def check_busy(directory: Path, state_dir: Path) -> None:
             unmount(str(directory), state_dir=state_dir)
     finally:
         held.kill()
-        held.wait(10)
+        held.wait(300)
 
 
 def check_dead(folder: Path) -> None:

@@ -50,7 +50,7 @@ class Live:
 
     def end(self, number: int = signal.SIGTERM) -> int:
         self.process.send_signal(number)
-        return self.process.wait(20)
+        return self.process.wait(600)
 
 
 Mount = Callable[..., Live]
@@ -60,7 +60,7 @@ def is_mounted(directory: Path) -> bool:
     return mounttable.find(str(directory)) is not None
 
 
-def wait_until(condition: Callable[[], object], seconds: float = 10) -> None:
+def wait_until(condition: Callable[[], object], seconds: float = 300) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
@@ -121,5 +121,5 @@ def mount(tmp_path: Path) -> Iterator[Mount]:
         clear(live.directory)
         if live.process.poll() is None:
             live.process.kill()
-        live.process.wait(20)
+        live.process.wait(300)
         clear(live.directory)

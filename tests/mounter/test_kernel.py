@@ -114,7 +114,7 @@ def raw(path: Path) -> bytes:
 
 
 def soon(true: Callable[[], bool]) -> bool:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 300
     while not true() and time.monotonic() < deadline:
         time.sleep(0.05)
     return true()

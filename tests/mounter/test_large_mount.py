@@ -54,7 +54,7 @@ def test_the_kernel_forgets_files_of_long_ago_and_finds_them_again(mount: Mount,
     expected = {(f"name-{at:07d}.dat", sizes[at % 100]) for at in range(5000)}
     with open(folder / "name-0000001.dat", "rb") as held:
         for number in (1, 2):
-            done = subprocess.run(["ls", "-l", folder], check=True, capture_output=True, timeout=60)
+            done = subprocess.run(["ls", "-l", folder], check=True, capture_output=True, timeout=600)
             words = [line.split() for line in done.stdout.decode().splitlines()[1:]]
             assert {(each[-1], int(each[4])) for each in words} == expected
             wait_until(partial(said, live, number), 60)

@@ -40,7 +40,7 @@ def nobodys_python() -> str:
     for python in (sys.executable, "/usr/bin/python3"):
         command = [*AS_NOBODY, "sh", "-c", '"$0" -c "$1"', python, NEEDS]
         done = subprocess.run(
-            command, cwd=ROOT, env=nobodys_environment(), capture_output=True, timeout=30, check=False
+            command, cwd=ROOT, env=nobodys_environment(), capture_output=True, timeout=600, check=False
         )
         if done.returncode == 0:
             return python
@@ -58,13 +58,13 @@ def test_a_user_mounts_reads_and_unmounts(nobodys: Path) -> None:
     command = ["unshare", "--mount", "sh", "-c", OPEN_DEVICE, str(nobodys)]
     command += [*AS_NOBODY, python, "-m", "tests.mounter.as_nobody", str(nobodys)]
     done = subprocess.run(
-        command, cwd=ROOT, env=nobodys_environment(), capture_output=True, text=True, timeout=60, check=False
+        command, cwd=ROOT, env=nobodys_environment(), capture_output=True, text=True, timeout=600, check=False
     )
     assert done.stdout == "all well\n", done.stdout + done.stderr
 
 
 def as_nobody(*command: str | Path) -> subprocess.CompletedProcess[bytes]:
-    return subprocess.run([*AS_NOBODY, *command], capture_output=True, timeout=20, check=False)
+    return subprocess.run([*AS_NOBODY, *command], capture_output=True, timeout=600, check=False)
 
 
 def test_others_are_kept_out(mount: Mount, nobodys: Path) -> None:

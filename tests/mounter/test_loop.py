@@ -51,7 +51,7 @@ class Kernel:
         self.kernel, self.session = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         for end in (self.kernel, self.session):
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 << 20)
-        self.kernel.settimeout(20)
+        self.kernel.settimeout(600)
         self.processed: list[bytes] = []
         self.calls: list[str] = []
         self.exited = False
@@ -171,13 +171,13 @@ def test_who_waits_for_us_is_answered_as_long_as_the_forgetter_waits_for_them() 
 
     def to_forget() -> bytes | None:
         reached.set()
-        held.wait(20)
+        held.wait(300)
         return None
 
     made.requests.to_forget = to_forget  # type: ignore[method-assign]
     made.thread.start()
     made.requests.crowded.set()
-    assert reached.wait(20)
+    assert reached.wait(300)
     made.loop.stop()
     made.read(3, 7, 0, 4)
     assert made.answer() == (3, 0, Pattern.data[:4])

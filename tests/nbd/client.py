@@ -35,7 +35,7 @@ class Client:
 
     def __init__(self, connection: socket.socket) -> None:
         self.socket = connection
-        self.socket.settimeout(20)
+        self.socket.settimeout(600)
 
     def exactly(self, length: int) -> bytes:
         data = b""

@@ -86,7 +86,7 @@ def change(room: Path) -> None:
 def by_diff(one: Path, other: Path) -> set[tuple[str, str]]:
     """What ``diff -r`` tells: ("-", path), ("+", path) of the topmost that only one side has, ("!", path)."""
     words = ["diff", "-rq", "--no-dereference", one, other]
-    said = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
+    said = subprocess.run(words, capture_output=True, text=True, timeout=600, check=False)
     assert said.returncode in (0, 1), said.stderr
     found = set()
     for line in said.stdout.splitlines():

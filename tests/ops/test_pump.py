@@ -33,7 +33,7 @@ def test_order_is_kept_when_later_work_is_done_first() -> None:
 
     def work(number: int) -> int:
         if number == 0:
-            assert second_done.wait(10)
+            assert second_done.wait(300)
         if number == 1:
             second_done.set()
         return number
@@ -135,7 +135,7 @@ def test_read_ahead_takes_no_more_than_its_depth() -> None:
 
     ahead = read_ahead(items(), depth=2)
     assert next(ahead) == 0
-    assert enough.wait(10), "it runs ahead of whoever takes"
+    assert enough.wait(300), "it runs ahead of whoever takes"
     time.sleep(0.05)
     assert taken == 4  # one given, two in the channel, one in hand
     ahead.close()
@@ -209,7 +209,7 @@ def test_giving_up_comes_before_the_wait() -> None:
             if item == number:
                 raise ValueError("first")
             if item:
-                assert given_up.wait(60)
+                assert given_up.wait(300)
             return item
 
         results = ordered_map(work, range(4), threads=2, depth=3, give_up=given_up.set)

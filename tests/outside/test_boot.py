@@ -23,7 +23,7 @@ from tests.mounter.conftest import need, wait_until
 from tests.support.images import noise
 from tests.support.oracles import need_tool, root_only, run_tool
 
-pytestmark = pytest.mark.timeout(280)
+pytestmark = pytest.mark.timeout(1200)
 
 MIB = 2**20
 MBR = Path("/usr/lib/syslinux/mbr/mbr.bin")
@@ -52,7 +52,7 @@ def words_of(room: Path, *words: str) -> tuple[list[str], dict[str, str]]:
 def imagefs(room: Path, *words: str) -> subprocess.CompletedProcess[bytes]:
     (room / "tmp").mkdir(exist_ok=True)
     command, env = words_of(room, *words)
-    return subprocess.run(command, cwd=room, env=env, capture_output=True, timeout=270, check=False)
+    return subprocess.run(command, cwd=room, env=env, capture_output=True, timeout=1100, check=False)
 
 
 def boot(room: Path, *words: str, source: str = "disk.raw") -> Run:
@@ -279,7 +279,7 @@ def test_no_machine_outlives_its_command(tmp_path: Path, number: signal.Signals)
             wait_until(lambda: bool(machines(tmp_path)) or process.poll() is not None, 60)
             assert machines(tmp_path)
             process.send_signal(number)
-            process.communicate(timeout=60)
+            process.communicate(timeout=600)
         finally:
             process.kill()
     assert process.returncode == (-9 if number == signal.SIGKILL else 128 + number)

@@ -35,7 +35,7 @@ def said(room: Path, *words: str | Path, code: int = 0) -> tuple[str, str]:
     done = subprocess.run(
         [sys.executable, "-P", "-m", "imagefs", *map(str, words)],
         cwd=room, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, errors="replace",
-        timeout=120, check=False,
+        timeout=600, check=False,
     )  # fmt: skip
     assert "Traceback" not in done.stderr
     assert done.returncode == code, done.stderr

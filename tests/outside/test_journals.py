@@ -26,7 +26,7 @@ from tests.cli.mounts import Room, fingerprint, mounted
 from tests.mounter.conftest import wait_until
 from tests.support.oracles import need_tool, root_only, tool_text
 
-pytestmark = [root_only, pytest.mark.timeout(240)]
+pytestmark = [root_only, pytest.mark.timeout(1200)]
 
 #: Volume, file system, size in MiB. XFS makes nothing smaller than 300 MiB.
 PARTS = (("p1", "ext4", 64), ("p2", "xfs", 304), ("p3", "btrfs", 128), ("p4", "ntfs", 32), ("p5", "fat", 32))
@@ -60,7 +60,7 @@ def make_volume(path: Path, kind: str, size: int) -> None:
         (folder / "report.txt").write_bytes(REPORT)
     with mounted(path, folder, kind):
         write_durably(folder / "late.txt", b"only in the journal\n")
-        subprocess.run(["cp", "--sparse=always", path, path.with_suffix(".dirty")], check=True, timeout=60)
+        subprocess.run(["cp", "--sparse=always", path, path.with_suffix(".dirty")], check=True, timeout=600)
     path.with_suffix(".dirty").replace(path)
 
 
@@ -179,7 +179,7 @@ def fs_type(folder: Path) -> str:
 def test_qemu_io_does_the_same_to_the_view_and_to_a_copy(room: Room, captured: Path) -> None:
     """Writes, zeros and discards of odd and even places; the view and the copy stay equal."""
     copy = room / "copy.raw"
-    subprocess.run(["cp", "--sparse=always", disk_of(captured), copy], check=True, timeout=60)
+    subprocess.run(["cp", "--sparse=always", disk_of(captured), copy], check=True, timeout=600)
     room.run("mount", "set", "mnt", "--overlay", "changes")
     steps = [
         "write -P 0xab 0 64k", "write -P 0xcd 1000448 70000k", "write -z 2M 3M", "discard 5M 1M",
@@ -187,9 +187,9 @@ def test_qemu_io_does_the_same_to_the_view_and_to_a_copy(room: Room, captured: P
     ]  # fmt: skip
     for target in (copy, room / "mnt/disk.raw"):
         words = [word for step in steps for word in ("-c", step)]
-        run_tool(["qemu-io", "-f", "raw", "-d", "unmap", *words, target], timeout=120)
+        run_tool(["qemu-io", "-f", "raw", "-d", "unmap", *words, target], timeout=600)
     raw = ("-f", "raw", "-F", "raw")
-    assert "identical" in tool_text("qemu-img", "compare", *raw, room / "mnt/disk.raw", copy, timeout=120)
+    assert "identical" in tool_text("qemu-img", "compare", *raw, room / "mnt/disk.raw", copy, timeout=600)
     room.run("umount", "mnt")
 
 

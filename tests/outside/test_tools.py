@@ -38,7 +38,7 @@ def imagefs(room: Path, *words: str) -> bytes:
         cwd=room,
         env=env,
         capture_output=True,
-        timeout=120,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 0, done.stderr.decode()
@@ -50,7 +50,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     room = tmp_path_factory.mktemp("tools")
     monday = build_demo_disk(room / "disk.raw", size=200 * MIB, files_from=None)
     imagefs(room, "capture", "disk.raw", "set")
-    subprocess.run(["cp", "--sparse=always", room / "disk.raw", room / "monday.raw"], check=True, timeout=60)
+    subprocess.run(["cp", "--sparse=always", room / "disk.raw", room / "monday.raw"], check=True, timeout=600)
     tuesday = change_demo_disk(room / "disk.raw", monday)
     imagefs(room, "capture", "disk.raw", "set")
     try:
@@ -124,13 +124,13 @@ def test_ntfs_3g_reads_ntfs_from_the_mount(stage: Stage) -> None:
     need_tool("ntfs-3g")
     folder = stage.room / "ntfs"
     folder.mkdir()
-    subprocess.run(["ntfs-3g", "-o", "ro", stage.room / "now/p3.raw", folder], check=True, timeout=60)
+    subprocess.run(["ntfs-3g", "-o", "ro", stage.room / "now/p3.raw", folder], check=True, timeout=600)
     try:
         for file in (file for file in stage.tuesday if file.volume == 3):
             content = folder.joinpath(file.path.lstrip("/")).read_bytes()
             assert hashlib.sha256(content).hexdigest() == file.sha256
     finally:
-        subprocess.run(["umount", folder], check=True, timeout=60)
+        subprocess.run(["umount", folder], check=True, timeout=600)
 
 
 def test_a_restored_partition_passes_its_own_checker(stage: Stage) -> None:

@@ -96,7 +96,7 @@ def forget(folder: Path) -> None:
 
 
 def run(*words: str | Path) -> None:
-    done = subprocess.run(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, timeout=250, check=False)
+    done = subprocess.run(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, timeout=600, check=False)
     assert done.returncode == 0, f"{words[0]}: {done.stderr.decode('utf-8', 'replace')[-300:]}"
 
 

@@ -339,7 +339,7 @@ def test_the_lock_and_the_partial_of_a_killed_process(tmp_path: Path) -> None:
         store.lock()
     assert is_being_written(store.folder / "a.partial")
     child.kill()
-    child.communicate(timeout=30)
+    child.communicate(timeout=600)
     store.lock().release()
     assert not is_being_written(store.folder / "a.partial")
     assert [info.size for info in store.partials()] == [2**21]

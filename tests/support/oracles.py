@@ -193,7 +193,7 @@ def failing_disk(content: Path, place: Path, bad: Sequence[int]) -> Iterator[Pat
     ]
     with subprocess.Popen([os.fspath(word) for word in words], stderr=subprocess.DEVNULL) as running:
         try:
-            end = time.monotonic() + 30
+            end = time.monotonic() + 300
             while place.stat().st_size != size:
                 assert running.poll() is None, "nbdfuse ended"
                 assert time.monotonic() < end, "nbdfuse shows nothing"
@@ -201,4 +201,4 @@ def failing_disk(content: Path, place: Path, bad: Sequence[int]) -> Iterator[Pat
             yield place
         finally:
             subprocess.run(["fusermount3", "-u", os.fspath(place)], check=False)
-            running.wait(timeout=30)
+            running.wait(timeout=600)

@@ -37,7 +37,7 @@ class Terminal:
         self.process = subprocess.Popen(command, cwd=room, stdin=there, stdout=there, stderr=there, env=env)
         self.seen = b""
 
-    def wait_for(self, text: str, *, seconds: float = 60) -> None:
+    def wait_for(self, text: str, *, seconds: float = 300) -> None:
         """Until ``text`` was written since the last time."""
         until = time.monotonic() + seconds
         while text not in self.text:
@@ -54,7 +54,7 @@ class Terminal:
         self.seen = b""
         os.write(self.here, keys.encode())
 
-    def ended(self, *, seconds: float = 60) -> int:
+    def ended(self, *, seconds: float = 300) -> int:
         """The exit code; what was written until then is in ``seen``."""
         until = time.monotonic() + seconds
         while self.process.poll() is None:
