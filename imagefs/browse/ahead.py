@@ -15,7 +15,7 @@ from typing import Any
 from imagefs.interfaces import Entry, EntryType, Named
 
 #: So many folders in a walk's order make a walk; so many of the next ones are named in a request.
-_SURE, _NAMED = 4, 40
+_SURE, _NAMED = 4, 1000
 #: With fewer listings than that in hand, more are fetched.
 _LOW = 40
 #: After a guess that was wrong or deadly, so many folders are listed by themselves.

@@ -222,6 +222,8 @@ class KnownNames:
         self.size = names.size
         self._damage = Damage()
         self._blocks = list(names.blocks(self._damage))
+        #: The numbers of the folders among them.
+        self.folders = [each.inode for each in self.all() if each.type is EntryType.DIRECTORY]
 
     def all(self) -> Iterator[Name]:
         return (each for _, block in self._blocks for each in block)

@@ -1,14 +1,20 @@
 """Messages between a worker and the process that asks it, over a socket: a letter, a length, bytes.
 
-One message is under way at a time: who asks waits, and answers what it is asked meanwhile.
+Who asks waits, and answers what it is asked meanwhile, in its order. Bytes of the volume do not go through the
+socket but lie in memory that both share: a socket of the usual size takes them in small portions, with a change
+of process for each.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import mmap
+import os
 import select
 import socket
 import struct
+from collections.abc import Iterator
 
 _HEAD = struct.Struct("<cI")
 #: The longest message. Content comes in pieces of 1 MiB, listings in portions; a list of pieces is the longest.
@@ -17,16 +23,44 @@ MAX_MESSAGE = 64 << 20
 MAX_READ = 4 << 20
 #: So many ranges are asked for at once, and so many bytes of them.
 MAX_RANGES, MAX_TOGETHER = 1000, 4 << 20
+#: The shared memory: first the bytes of one read, behind them those of many.
+AREA = MAX_READ + MAX_TOGETHER
 #: The exit code of a worker that says: more memory was needed than there may be.
 NO_MEMORY = 12
 _BUFFER = 256 << 10
 
-#: From the asking side: a method with its arguments; the bytes, extents or error that were asked for.
+#: From the asking side: a method with its arguments; the number of bytes now in the shared memory, extents, an
+#: error.
 CALL, BYTES, EXTENTS, FAILED = b"c", b"b", b"x", b"f"
 #: From the worker: a read, many at once, a question for extents.
 READ, READ_MANY, ASK_EXTENTS = b"r", b"m", b"e"
 #: Its answer, as a value, a portion of a listing (perhaps one that "go on" has more of) or bytes; an error.
 ANSWER, PORTION, MORE, CONTENT, ERROR = b"a", b"p", b"P", b"d", b"!"
+
+
+COUNT = struct.Struct("<I")
+
+
+@contextlib.contextmanager
+def new_area() -> Iterator[tuple[int, mmap.mmap]]:
+    """New shared memory and a descriptor of it for the other side, closed at the end. Nobody can make it shorter:
+    whoever touched what is gone would die. Raises OSError."""
+    descriptor = os.memfd_create("imagefs", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        os.ftruncate(descriptor, AREA)
+        seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, seals)
+        yield descriptor, mmap.mmap(descriptor, AREA)
+    finally:
+        os.close(descriptor)
+
+
+def map_area(descriptor: int) -> mmap.mmap:
+    """The shared memory, on the other side; closes the descriptor."""
+    try:
+        return mmap.mmap(descriptor, AREA, prot=mmap.PROT_READ)
+    finally:
+        os.close(descriptor)
 
 
 class ChannelClosed(Exception):
@@ -43,6 +77,7 @@ class Channel:
     def __init__(self, sock: socket.socket, *, silence: float | None = None) -> None:
         self._sock = sock
         self._buffer = memoryview(bytearray(_BUFFER))
+        self._have = 0  # so many bytes of the next message are in it
         self._poll = select.poll()
         self._poll.register(sock, select.POLLIN)
         if silence is not None:
@@ -64,25 +99,29 @@ class Channel:
 
     def receive(self) -> tuple[bytes, bytes]:
         """(letter, bytes) of the next message. Raises ChannelClosed, ChannelSilent."""
-        have = self._some(self._buffer)
+        have, self._have = self._have, 0
         while have < _HEAD.size:
             have += self._some(self._buffer[have:])
         letter, length = _HEAD.unpack_from(self._buffer)
-        if length > MAX_MESSAGE or have > _HEAD.size + length:
+        if length > MAX_MESSAGE:
             raise ChannelClosed("a message that cannot be")
-        if have == _HEAD.size + length:
-            return letter, bytes(self._buffer[_HEAD.size : have])
-        data = bytearray(length)
-        part = memoryview(data)
+        end = _HEAD.size + length
+        if have >= end:
+            data = bytes(self._buffer[_HEAD.size : end])
+            self._have = have - end
+            self._buffer[: self._have] = self._buffer[end:have]
+            return letter, data
+        long = bytearray(length)
+        part = memoryview(long)
         part[: have - _HEAD.size] = self._buffer[_HEAD.size : have]
         part = part[have - _HEAD.size :]
         while part:
             part = part[self._some(part) :]
-        return letter, bytes(data)
+        return letter, bytes(long)
 
     def waiting(self) -> bool:
         """Whether ``receive`` would have something to say at once."""
-        return bool(self._poll.poll(0))
+        return self._have > 0 or bool(self._poll.poll(0))
 
     def _some(self, place: memoryview) -> int:
         try:

@@ -18,7 +18,7 @@ from imagefs.interfaces import Extent, Reader, State
 
 #: (offset, length) → at most so many bytes of a file.
 Fetch = Callable[[int, int], bytes]
-#: Has many ranges (offset, length) of a volume read at once, for reads that come soon.
+#: Has many ranges (offset, length) of a volume read at once, for reads that come soon; does not wait for them.
 FetchMany = Callable[[Iterable[tuple[int, int]]], None]
 #: What one call of a library is asked for at most.
 FETCH_SIZE = 1 << 20
@@ -195,14 +195,15 @@ class PieceCache:
         numbers: Iterable[int],
         places: Callable[[int], Iterable[tuple[int, int]]],
         fetch: FetchMany,
-    ) -> None:
+    ) -> Iterator[None]:
         """Read those of ``numbers`` that are not here, no more than can be kept, many at once; ``places`` are the
-        ranges of one."""
+        ranges of one. After each step some are on their way."""
         lacking = [number for number in dict.fromkeys(numbers) if number not in self._kept]
         lacking = lacking[: self._most // 2]
         for first in range(0, len(lacking), _AT_ONCE):
             some = lacking[first : first + _AT_ONCE]
             fetch(place for number in some for place in places(number))
+            yield
             for number in some:
                 with suppress(ImagefsError):
                     self.get(number)

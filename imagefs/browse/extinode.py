@@ -9,7 +9,7 @@ of ``..`` as well. Knows nothing of TSK. Layout: Documentation/filesystems/ext4 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
@@ -199,8 +199,8 @@ class ExtInodes:
             return b""
         return self._read(*divmod(number - 1, self._per_group), 1)
 
-    def soon(self, numbers: Iterable[int], fetch: FetchMany) -> None:
-        """Have the inodes that will be asked for next read at once."""
+    def soon(self, numbers: Iterable[int], fetch: FetchMany) -> Iterator[None]:
+        """Have the inodes that will be asked for next read at once; after each step some are on their way."""
         wanted, per_group = [], self._per_group
         for number in numbers:
             if 1 <= number <= self._last:
@@ -213,7 +213,7 @@ class ExtInodes:
             table = self._table(group)
             return [] if table is None else [(table * block + first * size, count * size)]
 
-        self._pieces.expect(wanted, places, fetch)
+        return self._pieces.expect(wanted, places, fetch)
 
     def _part(self, piece: int) -> tuple[int, int, int]:
         """(group, first inode in it, number of inodes) of a piece."""

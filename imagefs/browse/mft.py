@@ -16,7 +16,7 @@ from imagefs.errors import ImagefsError
 
 _SECTOR = 512
 #: How much of $MFT is read at once, and how many such pieces are kept.
-_PIECE, _PIECES = 8 << 10, 2048
+_PIECE, _PIECES = 8 << 10, 4096
 _RECORD_SIZES = (512, 1024, 2048, 4096)
 _IN_USE, _IS_DIRECTORY = 1, 2
 _INFORMATION, _LIST, _NAME, _DATA, _ROOT, _ALLOCATION, _BITMAP = 16, 32, 48, 128, 144, 160, 176
@@ -114,8 +114,8 @@ class Mft:
             raw, at = self._read(number, 1), 0
         return raw[at * self._size : (at + 1) * self._size]
 
-    def soon(self, numbers: Iterable[int], fetch: FetchMany) -> None:
-        """Have the records that will be asked for next read at once."""
+    def soon(self, numbers: Iterable[int], fetch: FetchMany) -> Iterator[None]:
+        """Have the records that will be asked for next read at once; after each step some are on their way."""
         length = self._step * self._size
 
         def places(piece: int) -> Iterator[tuple[int, int]]:
@@ -124,7 +124,7 @@ class Mft:
                     yield each.source, each.length
 
         wanted = (each // self._step for each in numbers if 0 <= each < self._count)
-        self._pieces.expect(wanted, places, fetch)
+        return self._pieces.expect(wanted, places, fetch)
 
     def _read(self, first: int, count: int) -> bytes:
         return self.table.read_at(first * self._size, count * self._size)

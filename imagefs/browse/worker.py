@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import gc
+import mmap
 import os
 import resource
 import socket
@@ -37,13 +38,13 @@ from imagefs.browse.wire import (
     unpack_error,
 )
 from imagefs.errors import ImagefsError
-from imagefs.interfaces import Entry, Extent, Named, Reader
+from imagefs.interfaces import Entry, Extent, Named
 
 _RANGE = struct.Struct("<QQ")
 #: A portion of a listing: so many entries, or what there is after so many seconds.
-_PORTION, _PATIENCE = 512, 0.05
+_PORTION, _PATIENCE = 1024, 0.05
 #: The file system is told of so many folders that will be listed next.
-_FETCHED = 64
+_FETCHED = 200
 #: Listings under way and readers that are kept; who asks for one that is gone begins again.
 _MAX_HELD = 256
 #: What takes long, and how it is asked for so that it can be left for the next portion.
@@ -53,19 +54,26 @@ _MAX_BYTES = 1 << 20
 _GARBAGE = 200_000
 
 
-def main(descriptor: int, memory: int, seconds: int, *, opener: Callable[..., Any] | None = None) -> None:
-    """Serve the socket ``descriptor`` until it closes; standard input is a pipe nobody writes to. ``opener`` makes
-    what is served, else a file system, of the Reader and the options that are sent first."""
+def main(
+    descriptor: int, area: int, memory: int, seconds: int, *, opener: Callable[..., Any] | None = None
+) -> None:
+    """Serve the socket ``descriptor`` until it closes; ``area`` is the memory that is shared, standard input a pipe
+    nobody writes to. ``opener`` makes what is served, else a file system, of the Reader and the options that are
+    sent first."""
     _bound(memory)
     gc.freeze()
     gc.set_threshold(_GARBAGE)
+    gc.enable()
     channel = Channel(socket.socket(fileno=descriptor))
-    server = _Server(channel, opener or open_filesystem)
+    server = _Server(channel, ch.map_area(area), opener or open_filesystem)
     while True:
         try:
             letter, body = channel.receive()
+            if letter != ch.CALL:
+                server.take_in(letter, body)
+                continue
             _allow(seconds)
-            channel.send(*server.answer(letter, body))
+            channel.send(*server.answer(body))
         except ch.ChannelClosed:
             return
         except MemoryError:
@@ -100,50 +108,66 @@ def _allow(seconds: int) -> None:
 class _ChannelReader:
     """The volume, as the other side of the channel reads it."""
 
-    def __init__(self, channel: Channel, size: int) -> None:
+    def __init__(self, channel: Channel, area: mmap.mmap, size: int) -> None:
         self.size = size
         self._channel = channel
-        #: What was fetched last: where each range begins, in order, and its bytes.
+        self._area = area
+        #: What was fetched last: where each range begins, in order, its length, and where it lies in the area.
         self._starts: list[int] = []
-        self._fetched: list[bytes] = []
+        self._lengths: list[int] = []
+        self._places: list[int] = []
+        #: Whether that was asked for and is still on its way.
+        self._coming = False
 
     def fetch(self, ranges: Iterable[tuple[int, int]]) -> None:
-        """Read many ranges (offset, length) in one message, for reads that come soon; those fetched before are
-        forgotten. What fails, or is too much, is read again when it is wanted."""
-        wanted: list[tuple[int, int]] = []
-        total = 0
+        """Ask for many ranges (offset, length) in one message, for reads that come soon; those fetched before are
+        forgotten. Does not wait for them. What fails, or is too much, is read again when it is wanted."""
+        self._arrive()
+        self._starts, self._lengths, self._places = [], [], []
+        place = ch.MAX_READ
         for at, length in merged_ranges(ranges):
-            total += length
-            if total > ch.MAX_TOGETHER or len(wanted) == ch.MAX_RANGES:
+            if place + length > ch.AREA or len(self._starts) == ch.MAX_RANGES:
                 break
             if 0 <= at <= self.size - length:
-                wanted.append((at, length))
-        self._starts, self._fetched = [], []
-        if not wanted:
-            return
-        self._channel.send(ch.READ_MANY, b"".join([_RANGE.pack(*each) for each in wanted]))
-        letter, body = self._channel.receive()
-        if letter == ch.BYTES and len(body) == sum(length for _, length in wanted):
-            at = 0
-            for start, length in wanted:
-                self._starts.append(start)
-                self._fetched.append(body[at : at + length])
-                at += length
+                self._starts.append(at)
+                self._lengths.append(length)
+                self._places.append(place)
+                place += length
+        if self._starts:
+            wanted = zip(self._starts, self._lengths, strict=True)
+            self._channel.send(ch.READ_MANY, b"".join([_RANGE.pack(*each) for each in wanted]))
+            self._coming = True
+
+    def is_here(self) -> bool:
+        """Whether what was fetched last can be read without waiting."""
+        return not self._coming or self._channel.waiting()
+
+    def take_in(self, letter: bytes, body: bytes) -> None:
+        """The answer to what was fetched."""
+        self._coming = False
+        if letter != ch.BYTES or ch.COUNT.unpack(body) != (sum(self._lengths),):
+            self._starts = []
+
+    def _arrive(self) -> None:
+        if self._coming:
+            self.take_in(*self._channel.receive())
 
     def read_at(self, offset: int, length: int, /) -> bytes:
         count = clamp(self.size, offset, length)
         known = bisect_right(self._starts, offset) - 1
-        if known >= 0:
-            skip = offset - self._starts[known]
-            if skip + count <= len(self._fetched[known]):
-                return self._fetched[known][skip : skip + count]
+        if known >= 0 and offset - self._starts[known] + count <= self._lengths[known]:
+            self._arrive()
+            if self._starts:  # it has not failed
+                place = self._places[known] + offset - self._starts[known]
+                return self._area[place : place + count]
         if count <= ch.MAX_READ:
             return self._fetch(offset, count)
         ends = range(offset, offset + count, ch.MAX_READ)
         return b"".join(self._fetch(at, min(ch.MAX_READ, offset + count - at)) for at in ends)
 
     def _fetch(self, offset: int, length: int) -> bytes:
-        return self._ask(ch.READ, offset, length)
+        (count,) = ch.COUNT.unpack(self._ask(ch.READ, offset, length))
+        return self._area[:count]
 
     def extents(self, offset: int, length: int, /) -> Iterator[Extent]:
         end = offset + clamp(self.size, offset, length)
@@ -156,6 +180,7 @@ class _ChannelReader:
 
     def _ask(self, letter: bytes, offset: int, length: int) -> bytes:
         self._channel.send(letter, _RANGE.pack(offset, length))
+        self._arrive()  # what was asked for before is answered before
         letter, body = self._channel.receive()
         if letter == ch.FAILED:
             raise unpack_error(body)
@@ -189,10 +214,11 @@ def _behind(found: Iterator[Entry | Named | None], skip: int) -> Iterator[Entry 
 class _Server:
     """One file system and what is under way in it."""
 
-    def __init__(self, channel: Channel, opener: Callable[..., Any]) -> None:
+    def __init__(self, channel: Channel, area: mmap.mmap, opener: Callable[..., Any]) -> None:
         self._channel = channel
+        self._area = area
         self._opener = opener
-        self._reader: Reader | None = None
+        self._reader: _ChannelReader | None = None
         self._fs: Any = None
         self._held: OrderedDict[int, Any] = OrderedDict()
         self._number = int.from_bytes(os.urandom(7), "little")  # never one of a worker before this one
@@ -200,7 +226,13 @@ class _Server:
         self._method = ""
         self._coming: list[Entry] = []
 
-    def answer(self, letter: bytes, body: bytes) -> tuple[bytes, bytes]:
+    def take_in(self, letter: bytes, body: bytes) -> None:
+        """An answer to what the reader has asked for."""
+        if self._reader is None:
+            raise ch.ChannelClosed("an answer to nothing")
+        self._reader.take_in(letter, body)
+
+    def answer(self, body: bytes) -> tuple[bytes, bytes]:
         try:
             method, *args = loads(body)
             if method == "read":
@@ -228,7 +260,7 @@ class _Server:
     def _open(self, size: int, options: dict[str, Any]) -> list[object]:
         self._held.clear()
         self._coming = []
-        self._reader = _ChannelReader(self._channel, size)
+        self._reader = _ChannelReader(self._channel, self._area, size)
         options = {name: _option(each) for name, each in options.items()}
         fs = self._fs = self._opener(self._reader, **options)
         methods = [

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import mmap
 import signal
 import socket
 import struct
@@ -31,7 +32,8 @@ _RANGE = struct.Struct("<QQ")
 _MAX_EXTENTS = 1000
 _MODULE = "imagefs.browse.worker"
 _START = (
-    "import sys; sys.path[:] = {path!r}; from {module} import main; main({descriptor}, {memory}, {seconds})"
+    "import gc, sys; gc.disable(); sys.path[:] = {path!r}; from {module} import main; "
+    "main({descriptor}, {area}, {memory}, {seconds})"
 )
 
 
@@ -62,8 +64,9 @@ class Worker:
     def __init__(self, reader: Reader, limits: Limits, *, module: str = _MODULE) -> None:
         self._reader = reader
         self._limits = limits
-        self._process, ours = _Spare.take(limits, module)
-        self._channel = Channel(ours, silence=limits.silence)
+        started = _Spare.take(limits, module)
+        self._process, self._area = started.process, started.area
+        self._channel = Channel(started.socket, silence=limits.silence)
         self._answer: tuple[bytes, bytes] | None = None
         self._left = 0.0
 
@@ -137,14 +140,23 @@ class Worker:
                 ranges = list(_RANGE.iter_unpack(body))
                 if sum(length for _, length in ranges) > ch.MAX_TOGETHER:
                     raise ch.ChannelClosed("a request that cannot be")
-                return ch.BYTES, b"".join([self._reader.read_at(*each) for each in ranges])
+                return ch.BYTES, self._placed(ch.MAX_READ, ranges)
             offset, length = _RANGE.unpack(body)
             if letter == ch.READ:
-                return ch.BYTES, self._reader.read_at(offset, min(length, ch.MAX_READ))
+                return ch.BYTES, self._placed(0, [(offset, min(length, ch.MAX_READ))])
             found = islice(extents_of(self._reader, offset, length), _MAX_EXTENTS)
             return ch.EXTENTS, dumps([Extent(each.state, each.offset, each.length) for each in found])
         except ImagefsError as error:
             return ch.FAILED, pack_error(error)
+
+    def _placed(self, place: int, ranges: list[tuple[int, int]]) -> bytes:
+        """Read into the shared memory, one behind the other from ``place``; how many bytes that gave, packed."""
+        at = place
+        for each in ranges:
+            data = self._reader.read_at(*each)
+            self._area[at : at + len(data)] = data
+            at += len(data)
+        return ch.COUNT.pack(at - place)
 
     def _died(self, said: str) -> WorkerDied:
         """Why it is gone: it may be about to die, or be alive and have said nonsense."""
@@ -170,35 +182,44 @@ class Worker:
         self._channel.end()
 
 
+@dataclass(frozen=True, slots=True)
+class _Started:
+    """A worker process, our end of its socket, and the memory it shares with us."""
+
+    process: subprocess.Popen[bytes]
+    socket: socket.socket
+    area: mmap.mmap
+
+
 class _Spare:
     """A worker that was started before it is known what for: 0.2 s in which the image is looked for and opened."""
 
     _lock = threading.Lock()
-    _kept: tuple[str, subprocess.Popen[bytes], socket.socket] | None = None
+    _kept: tuple[str, _Started] | None = None
 
     @classmethod
     def prepare(cls) -> None:
         with cls._lock:
             if cls._kept is None:
-                cls._kept = _START, *_started(Limits(), _MODULE)
+                cls._kept = _START, _started(Limits(), _MODULE)
                 atexit.register(cls.dismiss)
 
     @classmethod
-    def take(cls, limits: Limits, module: str) -> tuple[subprocess.Popen[bytes], socket.socket]:
+    def take(cls, limits: Limits, module: str) -> _Started:
         with cls._lock:
             if cls._kept is None or (cls._kept[0], limits, module) != (_START, Limits(), _MODULE):
                 return _started(limits, module)
-            (_, process, ours), cls._kept = cls._kept, None
+            (_, started), cls._kept = cls._kept, None
         atexit.unregister(cls.dismiss)
-        return process, ours
+        return started
 
     @classmethod
     def dismiss(cls) -> None:
         with cls._lock:
             kept, cls._kept = cls._kept, None
         if kept is not None:
-            _end(kept[1])
-            kept[2].close()
+            _end(kept[1].process)
+            kept[1].socket.close()
 
 
 #: Start a worker that the next one takes over; at most one is kept.
@@ -207,10 +228,15 @@ prepare = _Spare.prepare
 dismiss = _Spare.dismiss
 
 
-def _started(limits: Limits, module: str) -> tuple[subprocess.Popen[bytes], socket.socket]:
-    ours, theirs = socket.socketpair()
-    with theirs:
-        return _spawn(theirs.fileno(), limits, module), ours
+def _started(limits: Limits, module: str) -> _Started:
+    try:
+        ours, theirs = socket.socketpair()
+        with theirs, ch.new_area() as (descriptor, area):
+            return _Started(_spawn(theirs.fileno(), descriptor, limits, module), ours, area)
+    except OSError as error:
+        raise BrowseError(
+            f"the process that parses file systems cannot be started: {error.strerror}"
+        ) from error
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -221,22 +247,17 @@ def _end(process: subprocess.Popen[bytes]) -> None:
             process.stdin.close()
 
 
-def _spawn(descriptor: int, limits: Limits, module: str) -> subprocess.Popen[bytes]:
+def _spawn(descriptor: int, area: int, limits: Limits, module: str) -> subprocess.Popen[bytes]:
     path = [*sys.path, str(Path(__file__).parents[2])]
     code = _START.format(
-        path=path, module=module, descriptor=descriptor, memory=limits.memory, seconds=limits.cpu
+        path=path, module=module, descriptor=descriptor, area=area, memory=limits.memory, seconds=limits.cpu
     )
-    try:
-        return subprocess.Popen(
-            [sys.executable, "-S", "-E", "-s", "-P", "-c", code],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            pass_fds=[descriptor],
-            start_new_session=True,
-            bufsize=0,
-        )
-    except OSError as error:
-        raise BrowseError(
-            f"the process that parses file systems cannot be started: {error.strerror}"
-        ) from error
+    return subprocess.Popen(
+        [sys.executable, "-S", "-E", "-s", "-P", "-c", code],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        pass_fds=[descriptor, area],
+        start_new_session=True,
+        bufsize=0,
+    )

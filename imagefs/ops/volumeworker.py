@@ -11,8 +11,8 @@ from imagefs.browse import worker
 from imagefs.interfaces import Reader
 
 
-def main(descriptor: int, memory: int, seconds: int) -> None:
-    worker.main(descriptor, memory, seconds, opener=open_parser)
+def main(descriptor: int, area: int, memory: int, seconds: int) -> None:
+    worker.main(descriptor, area, memory, seconds, opener=open_parser)
 
 
 def open_parser(reader: Reader, *, parser: str) -> Any:

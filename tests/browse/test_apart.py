@@ -252,7 +252,7 @@ def test_a_walk_is_made_ahead_and_gives_the_same(wooded: Path, guesses: list[byt
     here, apart = open_filesystem(FileReader(wooded)), open_apart(FileReader(wooded))
     expected = list(walk(here, here.root(), onerror=print))
     assert list(walk(apart, apart.root(), onerror=print)) == expected
-    assert len(guesses) > 2
+    assert len(guesses) > 1
     apart.close()
 
 
@@ -608,7 +608,7 @@ def test_a_worker_has_little_to_do_harm_with(ext4: Path) -> None:
         (line,) = [each for each in limits.splitlines() if each.startswith(f"Max {name}")]
         assert value in line.split(), line
     open_files = sorted(os.listdir(f"/proc/{worker_of(fs)}/fd"), key=int)
-    assert len(open_files) == 4, "input, output, errors, and the socket"
+    assert len(open_files) == 5, "input, output, errors, the socket, and the memory that is shared"
     fs.close()
 
 

@@ -154,8 +154,11 @@ def test_pieces_are_read_once_while_they_are_kept() -> None:
     assert [cache.get(number) for number in (1, 2, 1, 3, 4, 2)] == [b"1", b"2", b"1", b"3", b"4", b"2"]
     assert read == [1, 2, 3, 4]
     fetched: list[tuple[int, int]] = []
-    cache.expect([4, 9, 9, 3, 8, 7], lambda number: [(number, 1)], fetched.extend)
+    steps = cache.expect([4, 9, 9, 3, 8, 7], lambda number: [(number, 1)], fetched.extend)
+    next(steps)
     assert fetched == [(9, 1), (8, 1)]
+    assert read == [1, 2, 3, 4], "what is on its way is not waited for"
+    assert list(steps) == []
     assert read == [1, 2, 3, 4, 9, 8]
     assert (cache.get(9), cache.get(1)) == (b"9", b"1")
     assert read == [1, 2, 3, 4, 9, 8, 1]
@@ -164,6 +167,9 @@ def test_pieces_are_read_once_while_they_are_kept() -> None:
 def test_pieces_are_expected_some_hundred_at_once_and_no_more_than_fit() -> None:
     asked: list[int] = []
     cache = PieceCache(bytes, 1000)
-    cache.expect(range(2000), lambda number: [(number, 1)], lambda ranges: asked.append(len(list(ranges))))
+    steps = cache.expect(
+        range(2000), lambda number: [(number, 1)], lambda ranges: asked.append(len(list(ranges)))
+    )
+    assert len(list(steps)) > 1
     assert sum(asked) == 500
     assert 1 < len(asked) <= 5
