@@ -202,7 +202,8 @@ class PieceCache:
         lacking = lacking[: self._most // 2]
         for first in range(0, len(lacking), _AT_ONCE):
             some = lacking[first : first + _AT_ONCE]
-            fetch(place for number in some for place in places(number))
+            with suppress(ImagefsError):  # who asks for it will hear of it
+                fetch(place for number in some for place in places(number))
             yield
             for number in some:
                 with suppress(ImagefsError):

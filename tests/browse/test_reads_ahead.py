@@ -17,7 +17,7 @@ from imagefs.block.views import BytesReader
 from imagefs.browse import channel as ch
 from imagefs.browse.bigdir import Damage, ExtNames, Name, Names
 from imagefs.browse.channel import Channel, ChannelClosed
-from imagefs.browse.content import MappedReader, Piece
+from imagefs.browse.content import MappedReader, Piece, PieceCache
 from imagefs.browse.soon import Soon
 from imagefs.browse.tskhandle import Facts
 from imagefs.browse.worker import _ChannelReader
@@ -314,3 +314,13 @@ def test_what_cannot_be_read_is_nobodys_error() -> None:
     names = soon.take(entry_of(0))
     assert names is not None
     assert names.named(b"file") == []
+
+
+def test_pieces_whose_place_cannot_be_read_are_nobodys_error() -> None:
+    def place(number: int) -> list[tuple[int, int]]:
+        raise ImagefsError("the table of inodes is unreadable")
+
+    cache, fetched = PieceCache(bytes, 1000), list[tuple[int, int]]()
+    assert list(cache.expect(range(10), place, fetched.extend)) == [None]
+    assert fetched == []
+    assert cache.get(3) == bytes(3)
