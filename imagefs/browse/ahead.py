@@ -14,8 +14,9 @@ from typing import Any
 
 from imagefs.interfaces import Entry, EntryType, Named
 
-#: So many folders in a walk's order make a walk; so many of the next ones are named in a request.
-_SURE, _NAMED = 4, 1000
+#: So many folders in a walk's order make a walk; so many of the next ones are named in a request, with paths of so
+#: many bytes.
+_SURE, _NAMED, _NAMED_BYTES = 4, 1000, 1 << 20
 #: With fewer listings than that in hand, more are fetched.
 _LOW = 40
 #: After a guess that was wrong or deadly, so many folders are listed by themselves.
@@ -51,8 +52,15 @@ class Ahead:
                 return found, [], 0
             if self._listed:  # it was not what was asked for
                 self._listed, self._hits = {}, -_REST
-            named = self._stack[: -_NAMED - 1 : -1] if self._hits >= _SURE else []
-            return None, named, len(self._stack)
+            return None, self._named() if self._hits >= _SURE else [], len(self._stack)
+
+    def _named(self) -> list[Entry]:
+        named, room = self._stack[: -_NAMED - 1 : -1], _NAMED_BYTES
+        for at, folder in enumerate(named):
+            room -= len(folder.path)
+            if room < 0:
+                return named[:at]
+        return named
 
     def has(self, method: str, folder: Entry) -> bool:
         """Whether the listing of a folder is known."""

@@ -97,11 +97,11 @@ class ApartFileSystem:
         crew: Crew | None = None,
         worker: Worker | None = None,
     ) -> None:
+        self._lock = threading.Lock()
         self._crew = crew
         self._reader = reader
         self._limits = limits
         self._opening = dumps(["open filesystem", reader.size, options])
-        self._lock = threading.Lock()
         self._closed = False
         self._ahead = Ahead()
         self._files = Files()
@@ -185,6 +185,11 @@ class ApartFileSystem:
         worker = self._worker
         if worker is not None:
             worker.kill()
+        if self._lock.acquire(blocking=False):  # else whoever has it is told, and forgets the worker
+            try:
+                self._forget()
+            finally:
+                self._lock.release()
         if self._crew is not None:
             self._crew.leaves(self)
 

@@ -8,6 +8,7 @@ of process for each.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import mmap
 import os
@@ -41,18 +42,41 @@ ANSWER, PORTION, MORE, CONTENT, ERROR = b"a", b"p", b"P", b"d", b"!"
 COUNT = struct.Struct("<I")
 
 
+#: Names of Linux that Pythons built for old systems lack (``memfd_create(2)``, ``fcntl(2)``).
+_CLOEXEC, _ALLOW_SEALING = 1, 2
+_ADD_SEALS, _SEAL_SEAL, _SEAL_SHRINK, _SEAL_GROW, _SEAL_FUTURE_WRITE = 1033, 1, 2, 4, 16
+
+
 @contextlib.contextmanager
 def new_area() -> Iterator[tuple[int, mmap.mmap]]:
     """New shared memory and a descriptor of it for the other side, closed at the end. Nobody can make it shorter:
-    whoever touched what is gone would die. Raises OSError."""
-    descriptor = os.memfd_create("imagefs", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    whoever touched what is gone would die; and only we write to it (where Linux is older than 5.1, both). Raises
+    OSError."""
+    descriptor = _memory_file()
     try:
         os.ftruncate(descriptor, AREA)
-        seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
-        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, seals)
-        yield descriptor, mmap.mmap(descriptor, AREA)
+        area = mmap.mmap(descriptor, AREA)
+        with contextlib.suppress(OSError):
+            fcntl.fcntl(descriptor, _ADD_SEALS, _SEAL_FUTURE_WRITE)
+        fcntl.fcntl(descriptor, _ADD_SEALS, _SEAL_SHRINK | _SEAL_GROW | _SEAL_SEAL)
+        yield descriptor, area
     finally:
         os.close(descriptor)
+
+
+def _memory_file() -> int:
+    """The descriptor of a new file in memory, which takes seals."""
+    flags = _CLOEXEC | _ALLOW_SEALING
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("imagefs", flags)
+    import ctypes
+
+    create = getattr(ctypes.CDLL(None, use_errno=True), "memfd_create", None)
+    descriptor = -1 if create is None else int(create(b"imagefs", flags))
+    if descriptor < 0:
+        number = ctypes.get_errno() or errno.ENOSYS
+        raise OSError(number, f"memfd_create: {os.strerror(number)}")
+    return descriptor
 
 
 def map_area(descriptor: int) -> mmap.mmap:
@@ -118,6 +142,11 @@ class Channel:
         while part:
             part = part[self._some(part) :]
         return letter, bytes(long)
+
+    @property
+    def has_more(self) -> bool:
+        """Whether something came together with the message that was received last."""
+        return self._have > 0
 
     def waiting(self) -> bool:
         """Whether ``receive`` would have something to say at once."""

@@ -71,19 +71,22 @@ class Soon:
     def _coming(self, folders: Sequence[Entry]) -> tuple[int, list[int]]:
         """In the order in which a walk comes to ``folders`` and to folders in them: how many are known, and those
         that are not."""
-        known, unknown = 0, list[int]()
+        known, unknown, seen = 0, list[int](), set[int]()
         stack = [tskentry.address(each.inode) for each in reversed(folders)]
         for _ in range(_MOST):  # folders may be inside themselves
             if not stack or known >= _LOW or len(unknown) == _BEGUN:
                 break
             number = stack.pop()
+            if number in seen:
+                continue
+            seen.add(number)
             if number not in self._known:
                 unknown.append(number)
                 continue
             known += not unknown
             names = self._known[number]
             if names is not None:
-                stack += reversed(names.folders)
+                stack += [each for each in reversed(names.folders) if each not in seen]
         return known, unknown
 
     def _levels(self, numbers: list[int]) -> Iterator[None]:

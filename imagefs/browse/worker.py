@@ -43,6 +43,8 @@ from imagefs.interfaces import Entry, Extent, Named
 _RANGE = struct.Struct("<QQ")
 #: A portion of a listing: so many entries, or what there is after so many seconds.
 _PORTION, _PATIENCE = 1024, 0.05
+#: Or entries with paths of so many bytes.
+_PORTION_BYTES = 4 << 20
 #: The file system is told of so many folders that will be listed next.
 _FETCHED = 200
 #: Listings under way and readers that are kept; who asks for one that is gone begins again.
@@ -204,6 +206,10 @@ def _option(value: Any) -> Any:
     return timezone(-offset if name[3:4] == "-" else offset)
 
 
+def _length(entry: Entry | Named) -> int:
+    return len(entry.path if type(entry) is Entry else entry.name)
+
+
 def _behind(found: Iterator[Entry | Named | None], skip: int) -> Iterator[Entry | Named | None]:
     """``found`` without its first ``skip`` entries, for each of which None comes."""
     for entry in found:
@@ -331,13 +337,14 @@ class _Server:
         """Facts (number to go on with or None, error or None, other folders) and entries. ``found`` may give None
         where it has nothing yet."""
         entries: list[Entry | Named] = []
-        until = time.monotonic() + _PATIENCE
+        until, room = time.monotonic() + _PATIENCE, _PORTION_BYTES
         try:
             for entry in found:
                 if entry is not None:
                     entries.append(entry)
+                    room -= _length(entry)
                 look = entry is None or len(entries) % 32 == 0
-                if len(entries) >= _PORTION or (look and time.monotonic() > until):
+                if len(entries) >= _PORTION or room < 0 or (look and time.monotonic() > until):
                     self._coming = []
                     return pack_portion((self._hold(found), None, []), entries)
         except ImagefsError as error:
@@ -358,6 +365,7 @@ class _Server:
         """A portion: ``entries``, and behind them those of further folders; of each its address, path and number
         of entries."""
         folders: list[list[object]] = []
+        room = _PORTION_BYTES
         while self._coming and len(entries) < _PORTION and (not folders or time.monotonic() < until):
             self._fetch()
             folder = self._coming.pop()
@@ -366,9 +374,14 @@ class _Server:
             except ImagefsError:  # who asks for it will hear of it
                 self._coming = []
                 break
-            if len(listed) > _PORTION:
+            length = sum(map(_length, listed))
+            if length > room and folders:
+                self._coming.append(folder)
+                break
+            if len(listed) > _PORTION or length > _PORTION_BYTES:
                 self._coming = []
                 break
+            room -= length
             folders.append([folder.inode, folder.path, len(listed)])
             entries += listed
             self._coming += reversed(folders_of(listed))

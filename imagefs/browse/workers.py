@@ -30,6 +30,8 @@ from imagefs.interfaces import Extent, Reader
 
 _RANGE = struct.Struct("<QQ")
 _MAX_EXTENTS = 1000
+#: So many reads are answered before who asks goes on with its own work.
+_SERVED = 64
 _MODULE = "imagefs.browse.worker"
 _START = (
     "import gc, sys; gc.disable(); sys.path[:] = {path!r}; from {module} import main; "
@@ -86,9 +88,11 @@ class Worker:
             self._channel.send(ch.CALL, request)
 
     def serve(self) -> bool:
-        """Answer the reads that wait, without waiting for more; whether the answer is there."""
+        """Answer some reads that wait, without waiting for more; whether the answer is there."""
         with self._alive():
-            while self._answer is None and self._channel.waiting():
+            for _ in range(_SERVED):
+                if self._answer is not None or not self._channel.waiting():
+                    break
                 self._step()
         return self._answer is not None
 
@@ -125,6 +129,8 @@ class Worker:
         if self._left < 0:
             self.kill()
             raise WorkerDied(f"did not end within {self._limits.whole:.0f} seconds")
+        if letter != ch.READ_MANY and self._channel.has_more:  # it waits for that answer before it says more
+            raise ch.ChannelClosed("a message that cannot be")
         self._channel.send(*self._served(letter, body))
 
     def _served(self, letter: bytes, body: bytes) -> tuple[bytes, bytes]:
@@ -231,8 +237,12 @@ dismiss = _Spare.dismiss
 def _started(limits: Limits, module: str) -> _Started:
     try:
         ours, theirs = socket.socketpair()
-        with theirs, ch.new_area() as (descriptor, area):
-            return _Started(_spawn(theirs.fileno(), descriptor, limits, module), ours, area)
+        try:
+            with theirs, ch.new_area() as (descriptor, area):
+                return _Started(_spawn(theirs.fileno(), descriptor, limits, module), ours, area)
+        except BaseException:
+            ours.close()
+            raise
     except OSError as error:
         raise BrowseError(
             f"the process that parses file systems cannot be started: {error.strerror}"

@@ -612,6 +612,65 @@ def test_a_worker_has_little_to_do_harm_with(ext4: Path) -> None:
     fs.close()
 
 
+def test_a_closed_file_system_leaves_no_descriptor_and_no_memory(ext4: Path) -> None:
+    volume = BytesReader(ext4.read_bytes())
+    open_apart(volume).close()
+    before = len(os.listdir("/proc/self/fd"))
+    gc.disable()
+    try:
+        for _ in range(3):
+            fs = open_apart(volume)
+            assert len(paths_of(fs)) > 3
+            fs.close()
+        assert len(os.listdir("/proc/self/fd")) == before
+    finally:
+        gc.enable()
+
+
+def test_a_worker_that_cannot_be_started_leaves_nothing_open(
+    ext4: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    volume = BytesReader(ext4.read_bytes())
+    before = len(os.listdir("/proc/self/fd"))
+    errors: list[BrowseError] = []
+    monkeypatch.setattr(workers.sys, "executable", "/nowhere/python")
+    for _ in range(3):
+        with pytest.raises(BrowseError, match="cannot be started: No such file") as caught:
+            open_apart(volume)
+        errors.append(caught.value)
+    assert len(os.listdir("/proc/self/fd")) - before <= 3, "the memory of each, as long as its error is kept"
+
+
+@pytest.fixture(scope="module")
+def deep(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """ext4 with paths so long that a thousand of them are more than a message takes."""
+    room = tmp_path_factory.mktemp("deep")
+    (room / "tree").mkdir()
+    here = os.open(room / "tree", os.O_DIRECTORY)
+    for level in range(300):
+        name = b"%03d" % level + b"d" * 247
+        os.mkdir(name, dir_fd=here)
+        inside = os.open(name, os.O_DIRECTORY, dir_fd=here)
+        os.close(here)
+        here = inside
+    for number in range(1000):
+        os.close(os.open(b"%d" % number, os.O_CREAT | os.O_WRONLY, dir_fd=here))
+        if number < 60:
+            os.mkdir(b"folder %d" % number, dir_fd=here)
+    os.close(here)
+    return make_ext(room / "ext4", room / "tree", "-N", "4000")
+
+
+def test_long_paths_come_in_smaller_portions(deep: Path) -> None:
+    fs = open_apart(FileReader(deep))
+    assert isinstance(fs, ApartFileSystem)
+    here = open_filesystem(FileReader(deep))
+    for path, same in zip(paths_of(fs, pytest.fail), paths_of(here), strict=True):
+        assert path == same
+    assert not fs._deaths
+    fs.close()
+
+
 def test_a_command_does_not_load_the_parsers(ext4: Path) -> None:
     code = (
         "import sys\nfrom pathlib import Path\nfrom imagefs.browse.apart import open_apart\n"

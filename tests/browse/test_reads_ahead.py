@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import fcntl
 import mmap
 import os
@@ -15,6 +16,8 @@ import pytest
 
 from imagefs.block.views import BytesReader
 from imagefs.browse import channel as ch
+from imagefs.browse import workers
+from imagefs.browse.ahead import Ahead
 from imagefs.browse.bigdir import Damage, ExtNames, Name, Names
 from imagefs.browse.channel import Channel, ChannelClosed
 from imagefs.browse.content import MappedReader, Piece, PieceCache
@@ -103,11 +106,65 @@ def test_the_shared_memory_cannot_be_taken_away() -> None:
                 os.ftruncate(descriptor, size)
         with pytest.raises(OSError, match="not permitted"):
             fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE)
+        with pytest.raises(OSError, match="not permitted"):
+            mmap.mmap(descriptor, ch.AREA)
+        with pytest.raises(OSError, match="not permitted"):
+            os.pwrite(descriptor, b"1", 0)
         area[ch.AREA - 1] = 7
         there = ch.map_area(os.dup(descriptor))
         assert there[ch.AREA - 1] == 7
         with pytest.raises(TypeError):
             there[0] = 1
+
+
+def test_shared_memory_of_a_python_that_was_built_for_old_systems(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "memfd_create")
+    with ch.new_area() as (descriptor, area):
+        area[5] = 7
+        assert ch.map_area(os.dup(descriptor))[5] == 7
+    monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: object())
+    with pytest.raises(OSError, match="memfd_create"), ch.new_area():
+        pass
+
+
+def test_whoever_says_more_before_it_has_its_answer_is_not_understood() -> None:
+    ours, theirs = socket.socketpair()
+    worker = object.__new__(workers.Worker)
+    worker._reader, worker._limits, worker._answer, worker._left = (
+        BytesReader(DISK),
+        workers.Limits(),
+        None,
+        9.0,
+    )
+    read = struct.pack("<cIQQ", ch.READ, 16, 0, 10)
+    with ours, theirs, ch.new_area() as (_, worker._area):
+        worker._channel = Channel(ours)
+        theirs.sendall(struct.pack("<cIQQ", ch.READ_MANY, 16, 5, 10) + read)
+        worker._step()
+        worker._step()
+        assert worker._area[:10] == DISK[:10]
+        assert worker._area[ch.MAX_READ : ch.MAX_READ + 10] == DISK[5:15]
+        theirs.sendall(read + read)
+        with pytest.raises(ChannelClosed, match="cannot be"):
+            worker._step()
+
+
+def test_no_more_than_some_reads_are_answered_before_we_go_on() -> None:
+    ours, theirs = socket.socketpair()
+    worker = object.__new__(workers.Worker)
+    worker._reader, worker._limits, worker._answer, worker._left = (
+        BytesReader(DISK),
+        workers.Limits(),
+        None,
+        9.0,
+    )
+    with ours, theirs, ch.new_area() as (_, worker._area):
+        worker._channel = Channel(ours)
+        theirs.sendall(struct.pack("<cIQQ", ch.READ_MANY, 16, 5, 10) * 100)
+        assert not worker.serve()
+        assert worker._channel.waiting()
+        theirs.setblocking(False)
+        assert len(theirs.recv(9 * 100)) == 9 * 64
 
 
 def test_what_is_fetched_is_waited_for_when_it_is_read(ends: tuple[Parent, _ChannelReader]) -> None:
@@ -288,6 +345,14 @@ def test_folders_inside_themselves_and_ones_that_are_not_there() -> None:
     assert names.named(b"folder 7") == [Name(b"folder 7", 7, None, EntryType.DIRECTORY)]
 
 
+def test_a_folder_that_names_itself_often_is_seen_once() -> None:
+    tree = Tree({0: [1, 1, 1], 1: [1] * 30, 2: [], 3: []})
+    soon = Soon(tree.facts(), tree.names)
+    soon.expect([entry_of(1)])
+    known, unknown = soon._coming([entry_of(2), entry_of(1), entry_of(2), entry_of(3)])
+    assert (known, unknown) == (0, [2, 3])
+
+
 def test_whoever_fetches_something_else_loses_nothing() -> None:
     tree = Tree(heap(2000, 4))
     soon = Soon(tree.facts(), tree.names)
@@ -297,6 +362,21 @@ def test_whoever_fetches_something_else_loses_nothing() -> None:
     soon.fetch_entries([])
     assert tree.singles <= 1
     assert soon.take(entry_of(0)) is not None
+
+
+def test_a_request_names_no_more_folders_than_a_message_takes() -> None:
+    ahead = Ahead()
+    for length in (100, 10_000):
+        folders = [
+            Entry(b"/%d/" % number + b"d" * length, EntryType.DIRECTORY, 0, str(number))
+            for number in range(3000)
+        ]
+        ahead.expect(folders, 0)
+        for folder in folders[:5]:
+            known, named, _ = ahead.take("children", folder)
+            assert known is None
+        assert named == folders[5:][: min(1000, (1 << 20) // len(folders[10].path))]
+        ahead = Ahead()
 
 
 def entry_of(number: int) -> Entry:
