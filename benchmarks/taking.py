@@ -93,10 +93,12 @@ def _file(shop: Workshop, volume: Path) -> Row:
 
 
 def _into(work: Path, source: Path, words: list[str | Path]) -> float:
-    """The seconds of a command that writes to a new folder, named last, the sync of it included."""
+    """The seconds of a command that writes to a new folder, named last, the sync of it included. What it wrote stays
+    until all is done: ext4 looks for an inode that was not deleted in the last minutes, which takes up to a
+    millisecond for each new file, and now this side and now the other."""
     evict(source)
-    with tempfile.TemporaryDirectory(dir=work) as room:
-        return run_timed(["sh", "-c", '"$@" && sync -f "$0"', room, *words, room]).seconds
+    room = tempfile.mkdtemp(dir=work)
+    return run_timed(["sh", "-c", '"$@" && sync -f "$0"', room, *words, room]).seconds
 
 
 def _captured(shop: Workshop, volume: Path) -> Path:

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from imagefs.block.joined import SureReader
-from imagefs.block.views import MarkedReader, ReaderFile, SliceReader, merged
+from imagefs.block.views import MarkedReader, ReaderFile, SliceReader, extents_of, merged
 from imagefs.errors import BrowseError, ImagefsError, IntegrityError, NotAFileSystem
 from imagefs.image.catalog import ImageInfo
 from imagefs.image.disk import VirtualDisk
@@ -66,8 +66,10 @@ class _SkipMarks:
 
     def extents(self, offset: int, length: int, /) -> Iterator[Extent]:
         first, end = self._skipped()
-        low = int(np.searchsorted(end, offset, "right"))
-        high = int(np.searchsorted(first, offset + length, "left"))
+        low = int(end.searchsorted(offset, "right"))
+        high = int(first.searchsorted(offset + length, "left"))
+        if low >= high:
+            return extents_of(self._reader, offset, length)
         marked = MarkedReader(self._reader, first[low:high].tolist(), end[low:high].tolist(), State.SKIPPED)
         return merged(marked.extents(offset, length))
 
