@@ -127,15 +127,17 @@ def test_shared_memory_of_a_python_that_was_built_for_old_systems(monkeypatch: p
         pass
 
 
+def without_process() -> workers.Worker:
+    """A worker that is whoever writes to the other end of its channel; that and its memory are set by the caller."""
+    worker = object.__new__(workers.Worker)
+    worker._reader, worker._limits = BytesReader(DISK), workers.Limits()
+    worker._answer, worker._left = None, 9.0
+    return worker
+
+
 def test_whoever_says_more_before_it_has_its_answer_is_not_understood() -> None:
     ours, theirs = socket.socketpair()
-    worker = object.__new__(workers.Worker)
-    worker._reader, worker._limits, worker._answer, worker._left = (
-        BytesReader(DISK),
-        workers.Limits(),
-        None,
-        9.0,
-    )
+    worker = without_process()
     read = struct.pack("<cIQQ", ch.READ, 16, 0, 10)
     with ours, theirs, ch.new_area() as (_, worker._area):
         worker._channel = Channel(ours)
@@ -151,13 +153,7 @@ def test_whoever_says_more_before_it_has_its_answer_is_not_understood() -> None:
 
 def test_no_more_than_some_reads_are_answered_before_we_go_on() -> None:
     ours, theirs = socket.socketpair()
-    worker = object.__new__(workers.Worker)
-    worker._reader, worker._limits, worker._answer, worker._left = (
-        BytesReader(DISK),
-        workers.Limits(),
-        None,
-        9.0,
-    )
+    worker = without_process()
     with ours, theirs, ch.new_area() as (_, worker._area):
         worker._channel = Channel(ours)
         theirs.sendall(struct.pack("<cIQQ", ch.READ_MANY, 16, 5, 10) * 100)
