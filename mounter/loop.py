@@ -28,6 +28,9 @@ _PAGES_LIMIT = Path("/proc/sys/fs/fuse/max_pages_limit")
 _DEFAULT_PAGES = 256
 #: FUSE_NOTIFY_INVAL_ENTRY.
 _FORGET_ENTRY = 3
+#: What reading a request says when the mount is gone, and when it goes while a request is taken (``fuse_dev_do_read``
+#: in Linux's ``fs/fuse/dev.c``).
+_UNMOUNTED = (errno.ENODEV, errno.ECONNABORTED)
 #: What libfuse's fuse_main answers when there is no session, and no mount.
 _NO_SESSION, _NO_MOUNT = 3, 4
 _NEEDED = [
@@ -150,7 +153,7 @@ class RequestLoop:
                 waiting.poll()
                 continue
             except OSError as error:
-                if error.errno == errno.ENODEV:  # unmounted
+                if error.errno in _UNMOUNTED:
                     return
                 if error.errno == errno.ENOENT:  # the request was taken back while it was read
                     continue
