@@ -37,10 +37,8 @@ CALL, BYTES, EXTENTS, FAILED = b"c", b"b", b"x", b"f"
 READ, READ_MANY, ASK_EXTENTS = b"r", b"m", b"e"
 #: Its answer, as a value, a portion of a listing (perhaps one that "go on" has more of) or bytes; an error.
 ANSWER, PORTION, MORE, CONTENT, ERROR = b"a", b"p", b"P", b"d", b"!"
-
-
+#: The number that BYTES says.
 COUNT = struct.Struct("<I")
-
 
 #: Names of Linux that Pythons built for old systems lack (``memfd_create(2)``, ``fcntl(2)``).
 _CLOEXEC, _ALLOW_SEALING = 1, 2

@@ -167,7 +167,7 @@ def test_an_answer_nobody_waits_for_is_taken_back(monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("number", [errno.ENODEV, errno.ECONNABORTED])
 def test_a_mount_that_is_gone_is_an_end(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where it goes while a request is taken: seen once in some thousand mounts."""
+    """Also where it goes while a request is taken: seen once."""
     made = Kernel(2)
 
     def gone(descriptor: int, parts: object) -> int:
