@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import stat
 import time
 from collections.abc import Iterable, Iterator
@@ -21,7 +22,7 @@ _ABANDONED = 3600
 
 
 class CacheFolder:
-    """Bytes by name in ``folder``, which is made when first written to. Safe between processes."""
+    """Bytes by name in ``folder``, which is made when first written to. Safe between threads and processes."""
 
     def __init__(self, folder: str | Path, *, max_bytes: int = MAX_BYTES) -> None:
         self.folder = Path(folder)
@@ -79,7 +80,8 @@ class CacheFolder:
         for _, age, name, size in sorted(found):
             if age and total <= self._max_bytes:
                 break
-            os.unlink(name, dir_fd=folder)
+            with contextlib.suppress(FileNotFoundError):  # another evicts too
+                os.unlink(name, dir_fd=folder)
             total -= size
 
 
@@ -88,17 +90,15 @@ def _is_ours(facts: os.stat_result) -> bool:
 
 
 def _write(folder: int, name: str, parts: Iterable[bytes]) -> None:
-    """Under another name first, so that it appears whole. A torn one fails its digest: no need to sync."""
-    fresh = f"{name}.{os.getpid()}{FRESH}"
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(fresh, dir_fd=folder)
+    """Under a name of its own first, so that it appears whole. A torn one fails its digest: no need to sync."""
+    fresh = f"{name}.{secrets.token_hex(8)}{FRESH}"
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     fd = os.open(fresh, flags, 0o600, dir_fd=folder)
     try:
         for part in parts:
             _write_all(fd, part)
         os.rename(fresh, name, src_dir_fd=folder, dst_dir_fd=folder)
-    except OSError:
+    except BaseException:
         os.unlink(fresh, dir_fd=folder)
         raise
     finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -135,6 +136,44 @@ def test_what_a_dead_process_left_is_swept(tmp_path: Path) -> None:
         os.utime(cache.folder / name, (when, when))
     cache.put("b", (b"x",))
     assert sorted(os.listdir(cache.folder)) == ["a", "b", "young.2.new"]
+
+
+def test_two_writers_of_one_name(tmp_path: Path) -> None:
+    """One that is half written when the other ends: what appears is the other's, whole, then its own."""
+    cache = CacheFolder(tmp_path / "cache")
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slow() -> Iterator[bytes]:
+        yield b"slow "
+        begun.set()
+        assert go_on.wait(60)
+        yield b"one"
+
+    def quick() -> Iterator[bytes]:
+        yield b"quick "
+        writer.start()
+        assert begun.wait(60)
+        yield b"one"
+
+    writer = threading.Thread(target=cache.put, args=("a", slow()))
+    cache.put("a", quick())
+    assert cache.get("a", 100) == b"quick one"
+    go_on.set()
+    writer.join()
+    assert cache.get("a", 100) == b"slow one"
+    assert os.listdir(cache.folder) == ["a"]
+
+
+def test_a_writer_that_fails_leaves_nothing(tmp_path: Path) -> None:
+    cache = CacheFolder(tmp_path / "cache")
+
+    def failing() -> Iterator[bytes]:
+        yield b"half"
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        cache.put("a", failing())
+    assert os.listdir(cache.folder) == []
 
 
 def test_many_at_once(tmp_path: Path) -> None:
