@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 from imagefs.browse.names import printable
 from imagefs.browse.place import Folder
-from imagefs.browse.taking import ExtractReport, Extras, shown
+from imagefs.browse.taking import ExtractReport, shown
 from imagefs.interfaces import Entry
 
 
 class Dresser:
     """Gives files and folders what the image says of them; what cannot be given becomes a finding."""
 
-    def __init__(self, report: ExtractReport, extras: Extras, *, owners: bool) -> None:
+    def __init__(
+        self, report: ExtractReport, xattrs: Callable[[Entry], dict[bytes, bytes]], *, owners: bool
+    ) -> None:
         self._report = report
-        self._extras = extras
+        self._xattrs = xattrs
         self._owners = owners
 
     def file(self, entry: Entry, fd: int) -> None:
@@ -47,7 +50,7 @@ class Dresser:
         return True
 
     def _set_xattrs(self, entry: Entry, where: int | bytes) -> None:
-        for name, value in self._extras.xattrs(entry).items():
+        for name, value in self._xattrs(entry).items():
             try:
                 os.setxattr(where, name, value, follow_symlinks=isinstance(where, int))
             except (OSError, ValueError) as error:

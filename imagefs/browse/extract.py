@@ -14,14 +14,15 @@ import stat
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from functools import partial
 
 from imagefs.browse.filewriter import FileWriter, Spot, same_time
 from imagefs.browse.manifest import Manifest
 from imagefs.browse.names import printable
-from imagefs.browse.place import Folder, Refused
+from imagefs.browse.place import Folder
 from imagefs.browse.taking import ExtractOptions, ExtractReport, bytes_below, shown
 from imagefs.browse.walk import OnError, Trail, fs_children
-from imagefs.errors import BrowseError, ImagefsError, TargetError, UsageError
+from imagefs.errors import BrowseError, ImagefsError, UsageError
 from imagefs.interfaces import Entry, EntryType, FileSystem, NoProgress, Progress
 
 #: Each level keeps a folder open.
@@ -84,7 +85,7 @@ def extract(
     options, progress = options or ExtractOptions(), progress or NoProgress()
     run = _Run(fs, options, progress, manifest, report or ExtractReport())
     progress.start("extract", _total(fs, [entry for entry, _ in jobs], count_first, progress))
-    with ExitStack() as stack:
+    with ExitStack() as stack, closing(run):
         folders: dict[bytes, Folder] = {}
         for entry, path in jobs:
             head, name = os.path.split(path)
@@ -92,6 +93,7 @@ def extract(
                 folder = Folder.open(head, windows=options.windows_names, stale=options.resume)
                 folders[head] = stack.enter_context(closing(folder))
             run.tree(entry, folders[head], name)
+        run.finish()
     return run.report
 
 
@@ -141,18 +143,25 @@ class _Run:
                 if child is not None:
                     self._one(child, level.folder, child.name, level.spot, levels, trail)
                     continue
-                self._finish(levels.pop())
+                self._files.after(partial(self._finish, levels.pop()))
                 trail.leave()
         finally:
             for level in reversed(levels):
                 level.folder.close()
 
+    def finish(self) -> None:
+        """Wait until all is made."""
+        self._files.finish()
+
+    def close(self) -> None:
+        self._files.close()
+
     def _one(
         self, entry: Entry, folder: Folder, name: bytes, spot: Spot, levels: list[_Level], trail: Trail
     ) -> None:
         self._advance(0)  # of what has no bytes it would hear nothing, and could not end it
-        try:
-            made = folder.choose(name, entry.inode)
+        with self._files.or_left_out(entry):
+            made = folder.choose(name, entry.inode, sure=self._files.finish)
             match entry.type:
                 case EntryType.FILE:
                     self._files.file(entry, folder, made, spot)
@@ -168,12 +177,6 @@ class _Run:
                     self.report.tell(entry, "left-out", f"'{shown(entry)}' is a {entry.type}{hint}")
                     return
             self._files.tell_renamed(entry, name, made)
-        except TargetError:
-            raise
-        except Refused as refused:
-            self.report.left_out(entry, refused.code, refused.message)
-        except ImagefsError as error:
-            self.report.left_out(entry, error.code, error.message)
 
     def _directory(self, entry: Entry, folder: Folder, name: bytes, spot: Spot, trail: Trail) -> _Level:
         trail.enter(entry)

@@ -4,29 +4,26 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 
-from imagefs.browse.copying import (
-    copy,
-    copy_hashed,
-    digests_of,
-    from_the_medium,
-    new_hashes,
-    plan,
-    same_content,
-)
+from imagefs.browse.copying import Ranges, digests_of, from_the_medium, plan, same_content
 from imagefs.browse.dress import Dresser
+from imagefs.browse.making import Maker
 from imagefs.browse.manifest import Manifest
 from imagefs.browse.names import printable
 from imagefs.browse.place import Folder, Refused
+from imagefs.browse.scribe import SMALL, Scribe
 from imagefs.browse.taking import ExtractOptions, ExtractReport, Extras, shown
-from imagefs.errors import ImagefsError, TargetError
+from imagefs.errors import BrowseError, ImagefsError, TargetError
 from imagefs.interfaces import Entry, FileSystem, HasStreams, Progress, Reader
 
 #: Grains in which targets keep times, in ns: NTFS, microseconds, exFAT, seconds, FAT.
 _TIME_GRAINS = (1, 100, 1_000, 10_000_000, 1_000_000_000, 2_000_000_000)
+#: So many small files are worth a process that makes them.
+_ENOUGH, _NEVER = 100, -1
 Opener = Callable[[], Reader]
 
 
@@ -69,17 +66,22 @@ class FileWriter:
         self._manifest = manifest
         self._algorithms = manifest.algorithms if manifest else ("sha256",) if options.verify else ()
         self.extras = Extras(fs, report, xattrs=options.xattrs, streams=options.streams)
-        self.dresser = Dresser(report, self.extras, owners=options.owners)
+        self.dresser = Dresser(report, self.extras.xattrs, owners=options.owners)
+        self._maker = Maker(self.dresser, self._algorithms, self._advance, verify=options.verify)
+        self._scribe: Scribe | None = None
+        alone = options.xattrs or len(os.sched_getaffinity(0)) < 2
+        self._small = _NEVER if alone else 0
         self._links: dict[str, _Linked] = {}
         self._room = 0
 
     def file(self, entry: Entry, folder: Folder, name: bytes, spot: Spot) -> None:
-        """``entry`` as ``name``, which ``Folder.choose`` gave."""
-        first = self._links.get(entry.inode) if entry.nlink > 1 else None
+        """``entry`` as ``name``, which ``Folder.choose`` gave; perhaps only when ``finish`` is called."""
+        linked = self._options.hard_links and entry.nlink > 1
+        first = self._links.get(entry.inode) if linked else None
         if first is not None and self._link(entry, first, folder, name):
             return
-        digests = self._content(entry, partial(self._fs.open, entry), folder, name)
-        if self._options.hard_links and entry.nlink > 1:
+        digests = self._content(entry, partial(self._fs.open, entry), folder, name, now=linked)
+        if linked:
             self._links[entry.inode] = _Linked(spot, name, _identity(folder, name), digests)
         self.streams(entry, folder, name)
 
@@ -88,44 +90,73 @@ class FileWriter:
         for stream, known in self.extras.streams(entry):
             fs = self._fs
             assert isinstance(fs, HasStreams)
-            try:
+            with self.or_left_out(stream):
                 wanted = name + stream.name[len(entry.name) :]
-                made = folder.choose(wanted, entry.inode)
+                made = folder.choose(wanted, entry.inode, sure=self.finish)
                 self._content(stream, partial(fs.open_stream, entry, known.name), folder, made)
                 self.tell_renamed(stream, wanted, made)
-            except TargetError:
-                raise
-            except Refused as refused:
-                self._report.left_out(stream, refused.code, refused.message)
-            except ImagefsError as error:
-                self._report.left_out(stream, error.code, error.message)
+
+    @contextmanager
+    def or_left_out(self, entry: Entry) -> Iterator[None]:
+        """What cannot be made of an entry inside this is a finding; TargetError ends all."""
+        try:
+            yield
+        except TargetError:
+            raise
+        except Refused as refused:
+            self._report.left_out(entry, refused.code, refused.message)
+        except ImagefsError as error:
+            self._report.left_out(entry, error.code, error.message)
+
+    def finish(self) -> None:
+        """Wait for files that are being made."""
+        if self._scribe is not None:
+            self._scribe.finish()
+
+    def after(self, call: Callable[[], None]) -> None:
+        """Do ``call`` when the files before it are made."""
+        if self._scribe is None:
+            call()
+        else:
+            self._scribe.after(call)
+
+    def close(self) -> None:
+        if self._scribe is not None:
+            self._scribe.close()
 
     def tell_renamed(self, entry: Entry, wanted: bytes, made: bytes) -> None:
         if made != wanted:
             message = f"'{shown(entry)}' is written as '{printable(made)}', which the target can hold"
             self._report.tell(entry, "renamed", message, "note")
 
-    def _content(self, entry: Entry, opener: Opener, folder: Folder, name: bytes) -> list[str]:
-        """Make ``name`` with the content, or find it there already; its digests for the manifest."""
-        report = self._report
-        kept, replace, size = None, self._options.overwrite, entry.size
+    def _content(
+        self, entry: Entry, opener: Opener, folder: Folder, name: bytes, *, now: bool = False
+    ) -> list[str]:
+        """Make ``name`` with the content, or find it there already; its digests, where it is made ``now``."""
+        kept, replace = None, self._options.overwrite
         if self._options.resume:
             kept, ours = self._look(entry, opener, folder, name)
             replace = replace or ours
-        if kept is None:
-            folder.check_free(name, overwrite=replace)
-            reader = opener()
-            size = reader.size
-            try:
-                kept = self._write(entry, reader, folder, name, replace=replace)
-            finally:
-                reader.close()
-        else:
+        if kept is not None:
             folder.claim(name)
-            report.kept += 1
-            self._advance(size)
-        self._count(size, folder, name, kept)
-        return kept
+            self._report.kept += 1
+            self._advance(entry.size)
+            self._count(entry.size, folder, name, kept)
+            return kept
+        folder.check_free(name, overwrite=replace)
+        reader = opener()
+        try:
+            runs, unread = plan(reader)
+            self._check_room(entry, reader, folder, sum(length for _, length in runs))
+            if not now and not unread and self._is_for_scribe(reader.size, runs):
+                self._give(entry, opener, reader, folder, name, replace=replace)
+                return []
+            digests = self._maker.make(entry, reader, runs, folder, name, replace=replace)
+            self._report.unread(entry, unread)
+            self._count(reader.size, folder, name, digests)
+            return digests
+        finally:
+            reader.close()
 
     def _count(self, size: int, folder: Folder, name: bytes, digests: list[str]) -> None:
         self._report.files += 1
@@ -133,27 +164,40 @@ class FileWriter:
         if self._manifest is not None:
             self._manifest.add(folder.path_of(name), digests)
 
-    def _write(
-        self, entry: Entry, reader: Reader, folder: Folder, name: bytes, *, replace: bool
-    ) -> list[str]:
-        runs, unread = plan(reader)
-        self._check_room(entry, reader, folder, sum(length for _, length in runs))
-        digests: list[str] = []
-        with folder.new_file(name, overwrite=replace) as fd:
-            if self._algorithms:
-                hashes = new_hashes(self._algorithms)
-                copy_hashed(reader, fd, runs, self._advance, hashes)
-                digests = [each.hexdigest() for each in hashes]
-            else:
-                copy(reader, fd, runs, self._advance)
-            self.dresser.file(entry, fd)
-            if self._options.verify:
-                from_the_medium(fd)
-                if digests_of(fd, self._algorithms) != digests:
-                    where = printable(folder.path_of(name))
-                    raise Refused("verify", f"'{where}' reads back different from what was written")
-        self._report.unread(entry, unread)
-        return digests
+    # -- small files, which another process makes ----------------------------------------------------
+
+    def _is_for_scribe(self, size: int, runs: Ranges) -> bool:
+        """Whether a file is small and without holes, and there were enough of them for a start of the process."""
+        if size > SMALL or runs != [(0, size)]:
+            return False
+        if self._scribe is None and self._small != _NEVER:
+            self._small += 1
+            if self._small == _ENOUGH:
+                self._small = _NEVER
+                with suppress(BrowseError):  # then all are made here
+                    self._scribe = Scribe(
+                        self._algorithms, owners=self._options.owners, verify=self._options.verify
+                    )
+        return self._scribe is not None
+
+    def _give(
+        self, entry: Entry, opener: Opener, reader: Reader, folder: Folder, name: bytes, *, replace: bool
+    ) -> None:
+        """Have the scribe make it. One that it cannot make is made here, which tells why not."""
+        assert self._scribe is not None
+        size = reader.size
+
+        def done(digests: list[str] | None) -> None:
+            if digests is not None:
+                self._advance(size)
+                self._count(size, folder, name, digests)
+                return
+            folder.disclaim(name)
+            with self.or_left_out(entry):
+                self._content(entry, opener, folder, name, now=True)
+
+        self._scribe.give(entry, reader.read_at(0, size), folder, name, done, replace=replace)
+        folder.claim(name)
 
     def _check_room(self, entry: Entry, reader: Reader, folder: Folder, needed: int) -> None:
         """TargetError when a file does not fit. A damaged size is the file's fault, not the target's: the

@@ -12,7 +12,7 @@ import errno
 import os
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
@@ -125,23 +125,30 @@ class Folder:
     def path_of(self, name: bytes) -> bytes:
         return os.path.join(self.path, name)
 
-    def choose(self, name: bytes, inode: str) -> bytes:
+    def choose(self, name: bytes, inode: str, *, sure: Callable[[], None] = lambda: None) -> bytes:
         """The name to make ``name`` under: itself, or what the target can hold, or with ``~<inode>`` where
-        something that this run made is in the way."""
+        something that this run made is in the way. ``sure`` has what was claimed made, before it is looked for."""
         check_name(name)
         fitted = self.traits.rules.fit(name, inode)
-        if self._is_mine(fitted):
+        if self._is_mine(fitted, sure):
             fitted = self.traits.rules.distinct(fitted, inode)
-            if self._is_mine(fitted):
+            if self._is_mine(fitted, sure):
                 raise self._taken(fitted)
         return fitted
 
-    def _is_mine(self, name: bytes) -> bool:
-        return same_key(name) in self._made and self.exists(name)
+    def _is_mine(self, name: bytes, sure: Callable[[], None]) -> bool:
+        if same_key(name) not in self._made:
+            return False
+        sure()
+        return self.exists(name)
 
     def claim(self, name: bytes) -> None:
         """``name`` is this run's now."""
         self._made.add(same_key(name))
+
+    def disclaim(self, name: bytes) -> None:
+        """``name`` was not made after all."""
+        self._made.discard(same_key(name))
 
     def subfolder(self, name: bytes) -> Folder:
         """The folder ``name`` in here. An existing one is gone into, a symlink never."""

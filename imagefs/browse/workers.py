@@ -189,32 +189,36 @@ class Worker:
 
 
 @dataclass(frozen=True, slots=True)
-class _Started:
+class Started:
     """A worker process, our end of its socket, and the memory it shares with us."""
 
     process: subprocess.Popen[bytes]
     socket: socket.socket
     area: mmap.mmap
 
+    def end(self) -> None:
+        _end(self.process)
+        self.socket.close()
+
 
 class _Spare:
     """A worker that was started before it is known what for: 0.2 s in which the image is looked for and opened."""
 
     _lock = threading.Lock()
-    _kept: tuple[str, _Started] | None = None
+    _kept: tuple[str, Started] | None = None
 
     @classmethod
     def prepare(cls) -> None:
         with cls._lock:
             if cls._kept is None:
-                cls._kept = _START, _started(Limits(), _MODULE)
+                cls._kept = _START, start(Limits(), _MODULE)
                 atexit.register(cls.dismiss)
 
     @classmethod
-    def take(cls, limits: Limits, module: str) -> _Started:
+    def take(cls, limits: Limits, module: str) -> Started:
         with cls._lock:
             if cls._kept is None or (cls._kept[0], limits, module) != (_START, Limits(), _MODULE):
-                return _started(limits, module)
+                return start(limits, module)
             (_, started), cls._kept = cls._kept, None
         atexit.unregister(cls.dismiss)
         return started
@@ -224,8 +228,7 @@ class _Spare:
         with cls._lock:
             kept, cls._kept = cls._kept, None
         if kept is not None:
-            _end(kept[1].process)
-            kept[1].socket.close()
+            kept[1].end()
 
 
 #: Start a worker that the next one takes over; at most one is kept.
@@ -234,12 +237,13 @@ prepare = _Spare.prepare
 dismiss = _Spare.dismiss
 
 
-def _started(limits: Limits, module: str) -> _Started:
+def start(limits: Limits, module: str, *, kind: int = socket.SOCK_STREAM) -> Started:
+    """A new process that runs the ``main`` of ``module``, with a socket of ``kind`` to it. Raises BrowseError."""
     try:
-        ours, theirs = socket.socketpair()
+        ours, theirs = socket.socketpair(type=kind)
         try:
             with theirs, ch.new_area() as (descriptor, area):
-                return _Started(_spawn(theirs.fileno(), descriptor, limits, module), ours, area)
+                return Started(_spawn(theirs.fileno(), descriptor, limits, module), ours, area)
         except BaseException:
             ours.close()
             raise
