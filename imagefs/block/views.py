@@ -70,8 +70,7 @@ class SliceReader:
         if self._reader is None:
             raise SourceError("read from a closed slice")
         count = clamp(self.size, offset, length)
-        for extent in extents_of(self._reader, self.start + offset, count):
-            yield Extent(extent.state, extent.offset - self.start, extent.length)
+        return moved(extents_of(self._reader, self.start + offset, count), -self.start)
 
     def hole_bytes(self, offset: int, length: int, /) -> int:
         if self._reader is None:
@@ -180,12 +179,12 @@ def extents_of(reader: Reader, offset: int, length: int) -> Iterator[Extent]:
     """The extents of any Reader: its own where it knows them, else one that may hold data."""
     count = clamp(reader.size, offset, length)
     if count == 0:
-        return
+        return iter(())
     extents = getattr(reader, "extents", None)  # isinstance of a Protocol takes ten times as long
-    if extents is not None:
-        yield from extents(offset, count)
-    else:
-        yield Extent(State.STORED, offset, count)
+    if extents is None:
+        return iter((Extent(State.STORED, offset, count),))
+    found: Iterator[Extent] = extents(offset, count)
+    return found
 
 
 def hole_bytes(reader: Reader, offset: int, length: int) -> int:
@@ -198,6 +197,12 @@ def hole_bytes(reader: Reader, offset: int, length: int) -> int:
         return found
     runs = islice(extents_of(reader, offset, count), MAX_RUNS)
     return sum(extent.length for extent in runs if extent.state in HOLES)
+
+
+def moved(extents: Iterator[Extent], by: int) -> Iterator[Extent]:
+    """The same, ``by`` bytes further on."""
+    for extent in extents:
+        yield Extent(extent.state, extent.offset + by, extent.length)
 
 
 def merged(extents: Iterator[Extent]) -> Iterator[Extent]:

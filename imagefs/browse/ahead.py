@@ -23,7 +23,7 @@ _LOW = 40
 _REST = 500
 _MOST = 100_000
 #: So many files are opened with one request, and the files of so many folders are remembered.
-_FILES, _LISTINGS = 32, 16
+_FILES, _LISTINGS = 64, 16
 
 Found = Sequence[Entry | Named]
 
@@ -61,6 +61,12 @@ class Ahead:
             if room < 0:
                 return named[:at]
         return named
+
+    def next(self, method: str) -> Found:
+        """The listing of the folder that will be listed next, where it is known."""
+        with self._lock:
+            folder = self._stack[-1] if self._stack else None
+            return self._listed.get((method, folder.inode, folder.path), ()) if folder is not None else ()
 
     def has(self, method: str, folder: Entry) -> bool:
         """Whether the listing of a folder is known."""
@@ -102,15 +108,17 @@ class Files:
         #: The files of the listing that is gone through, and how many of them are behind us or asked for.
         self._now: list[Entry] = []
         self._at = 0
+        #: The folder whose files were put behind those.
+        self._beyond = b""
         self._hits = 0
         self._known: dict[tuple[str, bytes], Any] = {}
 
     def note(self, found: Found) -> None:
         """A listing of a folder, or a part of one."""
-        files = [each for each in found if type(each) is Entry and each.type is EntryType.FILE]
+        files = files_of(found)
         if not files:
             return
-        folder = files[0].path.rpartition(b"/")[0]
+        folder = _above(files[0])
         with self._lock:
             self._listings.pop(folder, None)
             self._listings[folder] = files
@@ -130,7 +138,7 @@ class Files:
             if known is not None:
                 return known, []
             if not (self._at < len(self._now) and _same(self._now[self._at], file)):
-                self._now = self._listings.get(file.path.rpartition(b"/")[0], [])
+                self._now = self._listings.get(_above(file), [])
                 self._at = next((at for at, each in enumerate(self._now[:_FILES]) if _same(each, file)), -1)
                 self._hits = self._hits // 2 if self._at == 0 else 0
             if self._at < 0:
@@ -140,9 +148,13 @@ class Files:
             self._hits += 1
             return None, self._coming() if self._hits >= _SURE else []
 
-    def coming(self) -> list[Entry]:
-        """The files behind those."""
+    def coming(self, beyond: Found) -> list[Entry]:
+        """The files behind those; where they end, those of ``beyond``, the folder that will be listed next."""
         with self._lock:
+            if len(self._now) - self._at < _FILES and (files := files_of(beyond)):
+                folder = _above(files[0])
+                if folder != self._beyond:
+                    self._now, self._at, self._beyond = self._now[self._at :] + files, 0, folder
             return self._coming()
 
     def _coming(self) -> list[Entry]:
@@ -167,6 +179,15 @@ class Files:
 def folders_of(found: Found) -> list[Entry]:
     """The folders of a listing, in order."""
     return [each for each in found if type(each) is Entry and each.type is EntryType.DIRECTORY]
+
+
+def files_of(found: Found) -> list[Entry]:
+    """The files of a listing, in order."""
+    return [each for each in found if type(each) is Entry and each.type is EntryType.FILE]
+
+
+def _above(entry: Entry) -> bytes:
+    return entry.path.rpartition(b"/")[0]
 
 
 def _same(one: Entry, other: Entry) -> bool:

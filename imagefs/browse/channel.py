@@ -85,6 +85,13 @@ def map_area(descriptor: int) -> mmap.mmap:
         os.close(descriptor)
 
 
+def end_with_parent() -> None:
+    """From now on this process ends when the pipe that is its standard input is closed at the other end: the kernel
+    sends SIGIO then, which ends a process. (PR_SET_PDEATHSIG would come with the end of the thread that started us.)"""
+    fcntl.fcntl(0, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(0, fcntl.F_SETFL, os.O_ASYNC)
+
+
 class ChannelClosed(Exception):
     """The other side is gone, or talks nonsense."""
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 
-from imagefs.block.views import clamp, extents_of, merged
+from imagefs.block.views import clamp, extents_of, merged, moved
 from imagefs.errors import BrowseError, ImagefsError
 from imagefs.interfaces import Extent, Reader, State
 
@@ -59,8 +59,14 @@ class MappedReader:
 
     def extents(self, offset: int, length: int, /) -> Iterator[Extent]:
         """Where nothing is known of a part, it may hold data: reading it will say what is wrong."""
-        reader = self._open_reader()
-        return merged(self._extents(reader, offset, clamp(self.size, offset, length)))
+        reader, count = self._open_reader(), clamp(self.size, offset, length)
+        if len(self.pieces) == 1 and count:
+            (piece,) = self.pieces
+            inside = piece.start <= offset and offset + count <= piece.start + piece.length
+            if inside and piece.source is not None and piece.source + piece.length <= reader.size:
+                by = piece.start - piece.source
+                return moved(extents_of(reader, offset - by, count), by)
+        return merged(self._extents(reader, offset, count))
 
     def _extents(self, reader: Reader, offset: int, count: int) -> Iterator[Extent]:
         end = offset + count

@@ -145,6 +145,9 @@ class _Run:
                     continue
                 self._files.after(partial(self._finish, levels.pop()))
                 trail.leave()
+        except BaseException:
+            self._files.close()  # what is still to be made needs its folders open
+            raise
         finally:
             for level in reversed(levels):
                 level.folder.close()

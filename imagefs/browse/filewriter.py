@@ -187,17 +187,18 @@ class FileWriter:
         assert self._scribe is not None
         size = reader.size
 
-        def done(digests: list[str] | None) -> None:
-            if digests is not None:
-                self._advance(size)
-                self._count(size, folder, name, digests)
-                return
+        def made(digests: list[str]) -> None:
+            self._count(size, folder, name, digests)
+
+        def refused() -> None:
             folder.disclaim(name)
             with self.or_left_out(entry):
                 self._content(entry, opener, folder, name, now=True)
 
-        self._scribe.give(entry, reader.read_at(0, size), folder, name, done, replace=replace)
+        data = reader.read_at(0, size)
+        self._scribe.give(entry, data, folder, name, replace=replace, made=made, refused=refused)
         folder.claim(name)
+        self._advance(size)
 
     def _check_room(self, entry: Entry, reader: Reader, folder: Folder, needed: int) -> None:
         """TargetError when a file does not fit. A damaged size is the file's fault, not the target's: the

@@ -29,7 +29,7 @@ _MAX_SIZE = 1 << 30
 
 def line_of(name: bytes, algorithm: str, digest: str, *, tagged: bool) -> bytes:
     """One line, with its end."""
-    shown = _ESCAPED.sub(lambda found: _ESCAPES[found[0]], b"./-" if name == b"-" else name)
+    shown = _ESCAPED.sub(lambda found: _ESCAPES[found[0]], _written(name))
     lead = b"\\" if _ESCAPED.search(name) else b""
     if tagged:
         return lead + b"%s (%s) = %s\n" % (algorithm.upper().encode(), shown, digest.encode())
@@ -37,7 +37,7 @@ def line_of(name: bytes, algorithm: str, digest: str, *, tagged: bool) -> bytes:
 
 
 def parse_line(line: bytes) -> tuple[bytes, str, str] | None:
-    """(name, algorithm, digest) of a line without its end; None for what is none."""
+    """(name as it is written, algorithm, digest) of a line without its end; None for what is none."""
     if found := _TAGGED.fullmatch(line):
         algorithm, name, digest = found[2].decode().lower(), found[3], found[4].decode()
     elif found := _PLAIN.fullmatch(line):
@@ -50,7 +50,12 @@ def parse_line(line: bytes) -> tuple[bytes, str, str] | None:
     if found[1]:
         back = {escape: plain for plain, escape in _ESCAPES.items()}
         name = re.sub(rb"\\.", lambda escape: back.get(escape[0], escape[0]), name, flags=re.DOTALL)
-    return (b"-" if name == b"./-" else name), algorithm, digest
+    return name, algorithm, digest
+
+
+def _written(name: bytes) -> bytes:
+    """A name as lines have it: ``-`` would mean standard input."""
+    return b"./-" if name == b"-" else name
 
 
 class Manifest:
@@ -89,7 +94,7 @@ class Manifest:
 
     def known(self, name: bytes) -> list[str] | None:
         """The digests an earlier run wrote for ``name``, in the order of the algorithms; None unless all."""
-        found = self._known.get(name, {})
+        found = self._known.get(_written(name), {})
         digests = [found.get(each, "") for each in self.algorithms]
         return digests if all(digests) else None
 

@@ -11,6 +11,7 @@ import os
 import socket
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,11 +33,8 @@ SMALL = 256 << 10
 _PART, _FILES = 1 << 20, 64
 _PARTS = ch.AREA // _PART
 #: Not more than so much is put off until files are made.
-_CALLS = 100
+_AFTER = 100
 _MESSAGE = 256 << 10
-
-#: Told the digests of a file that was made; None of one that was not.
-Done = Callable[[list[str] | None], None]
 
 
 @dataclass(slots=True)
@@ -51,8 +49,10 @@ class _Batch:
     #: The folders of the files, and which of them is that of each.
     folders: list[Folder] = field(default_factory=list)
     places: list[int] = field(default_factory=list)
-    done: list[Done] = field(default_factory=list)
-    calls: list[Callable[[], None]] = field(default_factory=list)
+    #: Of each file, what is called with its digests when it was made, and what when it was not.
+    made: list[Callable[[list[str]], None]] = field(default_factory=list)
+    refused: list[Callable[[], None]] = field(default_factory=list)
+    after: deque[Callable[[], None]] = field(default_factory=deque)
 
 
 class Scribe:
@@ -65,12 +65,22 @@ class Scribe:
         self._sent: deque[_Batch] = deque()
 
     def give(
-        self, entry: Entry, data: bytes, folder: Folder, name: bytes, done: Done, *, replace: bool
+        self,
+        entry: Entry,
+        data: bytes,
+        folder: Folder,
+        name: bytes,
+        *,
+        replace: bool,
+        made: Callable[[list[str]], None],
+        refused: Callable[[], None],
     ) -> None:
-        """Have ``name`` made with ``data``, no more than ``SMALL``. ``done`` is called later, in order."""
-        if self._batch.used + len(data) > _PART or len(self._batch.sizes) == _FILES:
-            self._send()
+        """Have ``name`` made with ``data``, no more than ``SMALL``. ``made`` is called later, with the digests, or
+        ``refused`` where it could not be made; in the order of the files. Raises TargetError."""
         batch = self._batch
+        if batch.used + len(data) > _PART or len(batch.sizes) == _FILES:
+            self._send()
+            batch = self._batch
         at = batch.part * _PART + batch.used
         self._process.area[at : at + len(data)] = data
         batch.used += len(data)
@@ -80,7 +90,8 @@ class Scribe:
         batch.sizes.append(len(data))
         batch.replace.append(replace)
         batch.places.append(len(batch.folders) - 1)
-        batch.done.append(done)
+        batch.made.append(made)
+        batch.refused.append(refused)
 
     def after(self, call: Callable[[], None]) -> None:
         """Have ``call`` made when all that was given is made; at once, if that is so."""
@@ -88,8 +99,8 @@ class Scribe:
         if last is None:
             call()
             return
-        last.calls.append(call)
-        if len(last.calls) > _CALLS:
+        last.after.append(call)
+        if len(last.after) > _AFTER:
             self.finish()
 
     def finish(self) -> None:
@@ -100,44 +111,58 @@ class Scribe:
             self._receive()
 
     def close(self) -> None:
-        """End the process; what it has not made is not made, and what waited for it is done."""
-        self._process.end()
-        for batch in (*self._sent, self._batch):
-            while batch.calls:
-                batch.calls.pop(0)()
-        self._sent.clear()
+        """End the process. What was given is made first, but what cannot be is left; no error comes of it."""
+        try:
+            for batch in (self._batch, *self._sent):
+                batch.refused = [lambda: None] * len(batch.sizes)
+            with suppress(ImagefsError):
+                self.finish()
+        finally:
+            self._process.end()
+            for batch in (*self._sent, self._batch):
+                _do(batch.after)
 
     def _send(self) -> None:
         batch = self._batch
-        folders = [_facts(each) for each in batch.folders]
         files = [pack_entries(batch.entries), batch.sizes, batch.replace, batch.places]
-        body = dumps([batch.part, self._how, folders, *files])
+        body = dumps([batch.part, self._how, [_facts(each) for each in batch.folders], *files])
         try:
             socket.send_fds(self._process.socket, [body], [each.fd for each in batch.folders])
         except OSError as error:
             raise _gone(error) from error
+        self._batch = _Batch((batch.part + 1) % _PARTS)
         self._sent.append(batch)
         if len(self._sent) == _PARTS:
             self._receive()
-        self._batch = _Batch((batch.part + 1) % _PARTS)
 
     def _receive(self) -> None:
-        """What became of the batch that was sent first."""
+        """Hear what became of the batch that was sent first."""
         try:
-            made = loads(self._process.socket.recv(_MESSAGE))
+            answer = loads(self._process.socket.recv(_MESSAGE))
         except (OSError, WireError) as error:
             raise _gone(error) from error
-        batch = self._sent[0]
-        for done, digests in zip(batch.done, made, strict=True):
-            done(digests)
-        while batch.calls:
-            batch.calls.pop(0)()
-        self._sent.popleft()
+        batch, failed = self._sent.popleft(), None
+        for digests, made, refused in zip(answer, batch.made, batch.refused, strict=True):
+            if digests is not None:
+                made(digests)
+            elif failed is None:
+                try:
+                    refused()
+                except BaseException as error:  # the others of the batch are made and are to be heard of
+                    failed = error
+        _do(batch.after)
+        if failed is not None:
+            raise failed
+
+
+def _do(calls: deque[Callable[[], None]]) -> None:
+    while calls:
+        calls.popleft()()
 
 
 def _gone(error: Exception) -> TargetError:
     return TargetError(
-        f"the process that makes files has ended ({error})", hint="go on with --resume: what was made is kept"
+        f"the process that makes files has ended ({error})", hint="add --resume to go on where it ended"
     )
 
 
@@ -149,22 +174,21 @@ def _facts(folder: Folder) -> list[object]:
 # -- the other process -------------------------------------------------------------------------------
 
 
-def main(descriptor: int, area: int, *_: int) -> None:
+def main(descriptor: int, area: int, *limits: int) -> None:
     """Make what is sent over the socket ``descriptor``, until it closes; ``area`` is the shared memory."""
+    ch.end_with_parent()
     with socket.socket(fileno=descriptor) as sock:
         memory = memoryview(ch.map_area(area))
         while True:
-            body, folders, _, _ = socket.recv_fds(sock, _MESSAGE, _FILES)
+            body, descriptors, _, _ = socket.recv_fds(sock, _MESSAGE, _FILES)
             if not body:
                 return
-            try:
-                sock.send(dumps(_made(loads(body), folders, memory)))
-            finally:
-                for each in folders:
-                    os.close(each)
+            sock.send(dumps(_make(loads(body), descriptors, memory)))
+            for each in descriptors:
+                os.close(each)
 
 
-def _made(batch: Any, descriptors: list[int], memory: memoryview) -> list[list[str] | None]:
+def _make(batch: Any, descriptors: list[int], memory: memoryview) -> list[list[str] | None]:
     part, (algorithms, owners, verify), facts, packed, *columns = batch
     maker = Maker(
         Dresser(_Strict(), lambda entry: {}, owners=owners), algorithms, lambda count: None, verify=verify

@@ -6,7 +6,6 @@ memory: it has limits, no files to write, and an end when its parent has one.
 
 from __future__ import annotations
 
-import fcntl
 import gc
 import mmap
 import os
@@ -83,10 +82,8 @@ def main(
 
 
 def _bound(memory: int) -> None:
-    """Limits, and death with the parent: the kernel sends SIGIO, which ends a process, when the pipe's other
-    end is closed. (PR_SET_PDEATHSIG would come with the end of the thread that started us.)"""
-    fcntl.fcntl(0, fcntl.F_SETOWN, os.getpid())
-    fcntl.fcntl(0, fcntl.F_SETFL, os.O_ASYNC)
+    """Limits, and death with the parent."""
+    ch.end_with_parent()
     for limit, value in (
         (resource.RLIMIT_AS, memory),
         (resource.RLIMIT_CORE, 0),

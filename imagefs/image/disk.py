@@ -122,12 +122,13 @@ class VirtualDisk:
     def extents(self, offset: int, length: int, /) -> Iterator[Extent]:
         count = clamp(self.size, offset, length)
         if not count:
-            return
-        end = offset + count
+            return iter(())
         only = self._finder.find(offset >> self._shift)
-        if end <= (only.first + only.count) << self._shift:  # as for nearly every file
-            yield Extent(only.state, offset, count)
-            return
+        if offset + count <= (only.first + only.count) << self._shift:  # as for nearly every file
+            return iter((Extent(only.state, offset, count),))
+        return self._extents(offset, offset + count)
+
+    def _extents(self, offset: int, end: int) -> Iterator[Extent]:
         held: Extent | None = None
         for run in self.runs(offset >> self._shift, ((end - 1) >> self._shift) + 1):
             start = max(offset, run.first << self._shift)

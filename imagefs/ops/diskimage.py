@@ -59,16 +59,25 @@ class _SkipMarks:
         self._disk = disk
         self._lock = threading.Lock()
         self._ranges: tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]] | None = None
+        #: Bytes between two of them, found last: files that are asked for in their order lie there.
+        self._between = 0, 0
         self.size = reader.size
 
     def read_at(self, offset: int, length: int, /) -> bytes:
         return self._reader.read_at(offset, length)
 
     def extents(self, offset: int, length: int, /) -> Iterator[Extent]:
+        start, stop = self._between  # once: another thread may change it
+        if start <= offset and offset + length <= stop:
+            return extents_of(self._reader, offset, length)
         first, end = self._skipped()
         low = int(end.searchsorted(offset, "right"))
         high = int(first.searchsorted(offset + length, "left"))
         if low >= high:
+            self._between = (
+                int(end[low - 1]) if low else 0,
+                int(first[low]) if low < len(first) else self.size,
+            )
             return extents_of(self._reader, offset, length)
         marked = MarkedReader(self._reader, first[low:high].tolist(), end[low:high].tolist(), State.SKIPPED)
         return merged(marked.extents(offset, length))

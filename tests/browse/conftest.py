@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from imagefs.browse import filewriter
 from tests.browse.disks import debugfs, make_ext, make_fat, make_ntfs, pattern, stage
 
 
@@ -69,3 +70,10 @@ def fat(request: pytest.FixtureRequest, plain_stage: Path, tmp_path_factory: pyt
     words = {"-F12": ("-F12", "-s8"), "-F16": ("-F16", "-s1"), "-F32": ("-F32", "-s1")}[request.param]
     size = 40 if request.param == "-F32" else 8
     return make_fat(room / f"fat{request.param[2:]}", plain_stage, *words, size=size << 20)
+
+
+@pytest.fixture(params=["here", "by the scribe"])
+def made(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small files are made in this process, or in another from the first of them on."""
+    if request.param != "here":
+        monkeypatch.setattr(filewriter, "_ENOUGH", 1)

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imagefs.block.views import BytesReader
+from imagefs.browse import filewriter
 from imagefs.browse import place as place_module
 from imagefs.browse.content import MappedReader, Piece
 from imagefs.browse.extract import extract, plan_targets
@@ -22,6 +23,8 @@ from imagefs.errors import BrowseError, IntegrityError, TargetError, UsageError
 from imagefs.interfaces import Entry, EntryType, Extent, Reader, State
 from tests.browse.disks import MIB, STAMP_NS, FakeFs, FileReader, file, folder, link, pattern
 from tests.support.oracles import need_tool, root_only, run_tool
+
+pytestmark = pytest.mark.usefixtures("made")
 
 OVERWRITE = ExtractOptions(overwrite=True)
 
@@ -92,6 +95,7 @@ def test_setuid_is_not_given_to_the_wrong_owner(tmp_path: Path, monkeypatch: pyt
     def refuse(*_: object) -> None:
         raise PermissionError(errno.EPERM, "Operation not permitted")
 
+    monkeypatch.setattr(filewriter, "_ENOUGH", 1000)
     monkeypatch.setattr(os, "fchown", refuse)
     fs = FakeFs({b"/": [file(b"/su", mode=0o4755, uid=12345)]})
     report = out(fs, tmp_path / "out", ExtractOptions(owners=True))
@@ -372,6 +376,7 @@ def test_a_full_target_ends_the_run_without_litter(tmp_path: Path, monkeypatch: 
     def no_space(*_: object) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
 
+    monkeypatch.setattr(filewriter, "_ENOUGH", 1000)
     monkeypatch.setattr(os, "pwrite", no_space)
     with pytest.raises(TargetError, match="No space left"):
         out(with_content(BytesReader(b"data")), tmp_path / "out")

@@ -19,6 +19,8 @@ from imagefs.browse.tarzip import archive_writer
 from imagefs.interfaces import FileSystem
 from tests.browse.disks import FileReader, debugfs, fls, make_ext, make_fat, make_ntfs
 
+pytestmark = pytest.mark.usefixtures("made")
+
 
 def set_names(path: Path, changes: dict[bytes, bytes]) -> Path:
     """Names replaced by others of the same length, wherever they stand."""

@@ -24,6 +24,8 @@ from imagefs.interfaces import Entry, Extent, Reader, State, Stream
 from tests.browse.disks import MIB, STAMP_NS, FakeFs, FileReader, file, folder, link, make_ext, pattern
 from tests.support.oracles import ToolError, need_tool, root_only, run_tool
 
+pytestmark = pytest.mark.usefixtures("made")
+
 RESUME = ExtractOptions(resume=True)
 
 
@@ -224,7 +226,15 @@ def test_a_line_says_what_was_meant(name: bytes, algorithm: str, tagged: bool) -
     digest = hashlib.new(algorithm, name).hexdigest()
     line = line_of(name, algorithm, digest, tagged=tagged)
     assert line.count(b"\n") == 1
-    assert parse_line(line[:-1]) == (name, algorithm, digest)
+    assert parse_line(line[:-1]) == (b"./-" if name == b"-" else name, algorithm, digest)
+
+
+def test_a_file_named_as_standard_input_is_known_again(tmp_path: Path) -> None:
+    for resume in (False, True):
+        manifest = Manifest(os.fsencode(tmp_path / "m"), overwrite=False, resume=resume)
+        assert manifest.known(b"-") == manifest.known(b"./-") == (["00" * 32] if resume else None)
+        manifest.add(b"-", ["00" * 32])
+        manifest.commit()
 
 
 @given(st.binary())
@@ -304,6 +314,7 @@ def test_what_reads_back_otherwise_is_no_file(
 
 def test_verify_asks_the_medium(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
+    monkeypatch.setattr(filewriter, "_ENOUGH", 1000)
     monkeypatch.setattr(os, "fsync", lambda fd: asked.append("fsync"))
     monkeypatch.setattr(os, "posix_fadvise", lambda *words: asked.append("drop"))
     out(FakeFs({b"/": [file(b"/f")]}), tmp_path / "out", ExtractOptions(verify=True))

@@ -1,0 +1,361 @@
+"""Small files that a second process makes: the same as if we had, in order, and nothing is lost when it fails."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import resource
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from imagefs.block.views import BytesReader
+from imagefs.browse import filewriter, scribe
+from imagefs.browse.extract import extract
+from imagefs.browse.manifest import Manifest
+from imagefs.browse.taking import ExtractOptions, ExtractReport
+from imagefs.errors import BrowseError, IntegrityError, TargetError
+from imagefs.interfaces import Entry, NoProgress, Reader
+from tests.browse.disks import STAMP_NS, FakeFs, file, folder
+from tests.support.oracles import need_tool, root_only, run_tool
+
+
+@pytest.fixture(autouse=True)
+def begun_at_once(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[scribe.Scribe]]:
+    """The process is started for the first small file; those that were started."""
+    started: list[scribe.Scribe] = []
+
+    class Known(scribe.Scribe):
+        def __init__(self, *words: object, **more: object) -> None:
+            super().__init__(*words, **more)  # type: ignore[arg-type]
+            started.append(self)
+
+    monkeypatch.setattr(filewriter, "_ENOUGH", 1)
+    monkeypatch.setattr(filewriter, "Scribe", Known)
+    yield started
+    assert all(each._process.process.poll() is not None for each in started), "a process is left"
+
+
+class Filled(FakeFs):
+    """A FakeFs with bytes by path."""
+
+    data: dict[bytes, bytes]
+
+    def open(self, entry: Entry, /) -> Reader:
+        return BytesReader(self.data[entry.path])
+
+
+def tree(folders: int = 5, files: int = 40, size: int = 3000, cls: type[Filled] = Filled) -> Filled:
+    """Folders with files in them, each with bytes, mode and time of its own."""
+    fs = cls({b"/": []})
+    fs.data = {}
+    for i in range(folders):
+        at = b"/d%d" % i
+        fs.tree[b"/"].append(folder(at, f"{100 + i}", mode=0o750, mtime_ns=STAMP_NS + i))
+        fs.tree[at] = []
+        for j in range(files):
+            path, number = at + b"/f%d" % j, i * files + j
+            fs.data[path] = hashlib.shake_128(path).digest(9 + number * size // (folders * files))
+            stamp = STAMP_NS + number * 1_000_000_007
+            made = file(path, f"{1000 + number}", mode=0o600 + number % 64, mtime_ns=stamp)
+            fs.tree[at].append(made._replace(size=len(fs.data[path])))
+    return fs
+
+
+def out(
+    fs: FakeFs, target: Path, options: ExtractOptions | None = None, manifest: Manifest | None = None
+) -> ExtractReport:
+    return extract(fs, [(fs.root(), os.fsencode(target))], options=options, manifest=manifest)
+
+
+def facts(target: Path) -> dict[str, tuple[int, int, bytes | None]]:
+    """Mode, time and bytes of all that is in a folder."""
+    found = {}
+    for path in sorted(target.rglob("*")):
+        at = path.stat()
+        found[str(path.relative_to(target))] = (
+            stat.S_IMODE(at.st_mode),
+            at.st_mtime_ns,
+            path.read_bytes() if path.is_file() else None,
+        )
+    return found
+
+
+def codes(report: ExtractReport) -> list[str]:
+    return [each.code for each in report.findings]
+
+
+def test_the_same_comes_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begun_at_once: list[scribe.Scribe]
+) -> None:
+    fs = tree()
+    report = out(fs, tmp_path / "theirs")
+    assert len(begun_at_once) == 1
+    monkeypatch.setattr(filewriter, "_ENOUGH", 1_000_000)
+    assert out(fs, tmp_path / "ours") == report
+    assert len(begun_at_once) == 1
+    assert facts(tmp_path / "theirs") == facts(tmp_path / "ours")
+    assert report.files == 200
+    assert report.findings == []
+
+
+def test_few_files_start_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begun_at_once: list[scribe.Scribe]
+) -> None:
+    monkeypatch.undo()
+    assert out(tree(3, 30), tmp_path / "out").files == 90
+    assert begun_at_once == []
+
+
+def test_where_it_cannot_be_started_all_are_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise BrowseError("no more processes")
+
+    monkeypatch.setattr(scribe, "start", fail)
+    report = out(tree(), tmp_path / "out")
+    assert (report.files, report.findings) == (200, [])
+
+
+@given(st.lists(st.integers(0, scribe.SMALL + 5000), max_size=30), st.booleans())
+def test_any_sizes(tmp_path_factory: pytest.TempPathFactory, sizes: list[int], hashed: bool) -> None:
+    """With zeros and large ones among them, which are made here, and with digests."""
+    room = tmp_path_factory.mktemp("sizes")
+    data = {b"/%d" % at: bytes(size) if at % 5 == 4 else os.urandom(size) for at, size in enumerate(sizes)}
+    entries = [file(path, path[1:].decode())._replace(size=len(each)) for path, each in data.items()]
+    fs = Filled({b"/": entries})
+    fs.data = data
+    manifest = Manifest(os.fsencode(room / "m"), overwrite=False, resume=False) if hashed else None
+    report = out(fs, room / "out", manifest=manifest)
+    assert {b"/" + os.fsencode(path.name): path.read_bytes() for path in (room / "out").iterdir()} == data
+    assert (report.files, report.bytes, report.findings) == (len(sizes), sum(sizes), [])
+    if manifest is not None:
+        manifest.commit()
+        wanted = [
+            f"{hashlib.sha256(each).hexdigest()}  {room}/out{path.decode()}" for path, each in data.items()
+        ]
+        assert sorted((room / "m").read_text().splitlines()) == sorted(wanted)
+
+
+def test_read_back_too(tmp_path: Path) -> None:
+    report = out(tree(), tmp_path / "out", ExtractOptions(verify=True))
+    assert (report.files, report.findings) == (200, [])
+
+
+# -- names --------------------------------------------------------------------------------------------
+
+
+def test_equal_names_wait_for_each_other(tmp_path: Path) -> None:
+    """The second of a name must see the first, which may not be made yet."""
+    entries = [file(b"/same", "1"), file(b"/other", "2"), file(b"/same", "3"), folder(b"/same", "4")]
+    fs = FakeFs({b"/": entries})
+    report = out(fs, tmp_path / "out")
+    assert sorted(os.listdir(tmp_path / "out")) == ["other", "same", "same~3", "same~4"]
+    assert codes(report) == ["renamed", "renamed"]
+
+
+def test_names_that_differ_in_case_alone_are_both_made(tmp_path: Path) -> None:
+    fs = FakeFs({b"/": [file(b"/A", "1"), file(b"/a", "2")]})
+    assert out(fs, tmp_path / "out").findings == []
+    assert sorted(os.listdir(tmp_path / "out")) == ["A", "a"]
+
+
+class Raced(Filled):
+    """Somebody else makes a file of that name while we open ours."""
+
+    target = Path()
+
+    def open(self, entry: Entry, /) -> Reader:
+        if entry.path == b"/d1/f7":
+            with contextlib.suppress(FileExistsError), open(self.target / "d1" / "f7", "xb") as stream:
+                stream.write(b"theirs")
+        return super().open(entry)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_what_others_make_meanwhile_is_not_replaced(tmp_path: Path, overwrite: bool) -> None:
+    fs = tree(cls=Raced)
+    Raced.target = tmp_path / "out"
+    report = out(fs, tmp_path / "out", ExtractOptions(overwrite=overwrite))
+    there = (tmp_path / "out" / "d1" / "f7").read_bytes()
+    if overwrite:
+        assert there == fs.data[b"/d1/f7"]
+        assert (report.files, report.findings) == (200, [])
+    else:
+        assert there == b"theirs"
+        assert (report.files, codes(report)) == (199, ["exists"])
+
+
+def test_resumed(tmp_path: Path) -> None:
+    """What is there stays, what was cut off is made again, what is another's is told."""
+    fs = tree()
+    out(fs, tmp_path / "out")
+    wanted = {name: each for name, each in facts(tmp_path / "out").items() if "/" in name}
+    room = tmp_path / "out" / "d2"
+    (room / "f1").unlink()
+    for name, size in (("f2", 1), ("f3", 2)):
+        at = (room / name).stat()
+        os.truncate(room / name, size)
+        os.utime(room / name, ns=(at.st_atime_ns, at.st_mtime_ns))
+    (room / "f4").write_bytes(b"another's")
+    report = out(fs, tmp_path / "out", ExtractOptions(resume=True))
+    assert (report.files, report.kept, codes(report)) == (199, 196, ["exists"])
+    (room / "f4").unlink()
+    report = out(fs, tmp_path / "out", ExtractOptions(resume=True))
+    assert (report.files, report.kept, codes(report)) == (200, 199, [])
+    assert facts(tmp_path / "out").items() >= wanted.items()
+
+
+# -- what goes wrong ----------------------------------------------------------------------------------
+
+
+def test_content_that_cannot_be_read_costs_only_itself(tmp_path: Path) -> None:
+    class Broken(BytesReader):
+        def read_at(self, offset: int, length: int, /) -> bytes:
+            raise IntegrityError("a chunk is damaged")
+
+    class Damaged(Filled):
+        def open(self, entry: Entry, /) -> Reader:
+            return Broken(bytes(50)) if entry.path == b"/d1/f7" else super().open(entry)
+
+    report = out(tree(cls=Damaged), tmp_path / "out")
+    assert (report.files, codes(report)) == (199, ["integrity"])
+    assert not (tmp_path / "out" / "d1" / "f7").exists()
+
+
+def whole(target: Path, fs: Filled) -> int:
+    """How many files there are, each of them whole, and nothing beside them."""
+    count = 0
+    for path in target.rglob("*"):
+        if not path.is_dir():
+            assert path.read_bytes() == fs.data[b"/" + os.fsencode(path.relative_to(target))]
+            count += 1
+    return count
+
+
+def test_a_process_that_dies_ends_the_run(tmp_path: Path, begun_at_once: list[scribe.Scribe]) -> None:
+    class Deadly(Filled):
+        def open(self, entry: Entry, /) -> Reader:
+            if entry.path == b"/d2/f9":
+                begun_at_once[0]._process.process.kill()
+            return super().open(entry)
+
+    with pytest.raises(TargetError, match="process that makes files has ended") as caught:
+        out(tree(5, 400, cls=Deadly), tmp_path / "out")
+    assert "--resume" in (caught.value.hint or "")
+    plain = tree(5, 400)
+    assert whole(tmp_path / "out", plain) < 2000
+    report = out(plain, tmp_path / "out", ExtractOptions(resume=True))
+    assert (report.files, report.findings) == (2000, [])
+    assert whole(tmp_path / "out", plain) == 2000
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, BrowseError])
+def test_an_early_end_counts_what_is_there(tmp_path: Path, error: type[BaseException]) -> None:
+    """Whatever ends it: what was given is made, counted and in the manifest."""
+    fs, report = tree(), ExtractReport()
+    manifest = Manifest(os.fsencode(tmp_path / "m"), overwrite=False, resume=False)
+
+    class Ears(NoProgress):
+        calls = 0
+
+        def advance(self, amount: int, /) -> None:
+            self.calls += 1
+            if self.calls > 150:
+                raise error("enough")
+
+    with contextlib.suppress(error):
+        extract(
+            fs,
+            [(fs.root(), os.fsencode(tmp_path / "out"))],
+            progress=Ears(),
+            manifest=manifest,
+            report=report,
+        )
+    manifest.keep()
+    count = whole(tmp_path / "out", fs)
+    assert 0 < count == report.files
+    assert len((tmp_path / "m.partial").read_text().splitlines()) == count
+
+
+@root_only
+def test_a_full_target(tmp_path: Path) -> None:
+    room = tmp_path / "small"
+    room.mkdir()
+    run_tool(["mount", "-t", "tmpfs", "-o", "size=2m", "none", room])
+    try:
+        fs, report = tree(5, 100, 20_000), ExtractReport()
+        with pytest.raises(TargetError) as caught:
+            extract(fs, [(fs.root(), os.fsencode(room / "out"))], report=report)
+        assert "free" in caught.value.message or "No space left" in caught.value.message
+        assert report.files == whole(room / "out", fs) > 0
+    finally:
+        run_tool(["umount", room])
+
+
+@root_only
+def test_an_owner_that_cannot_be_given_is_told(tmp_path: Path) -> None:
+    """As root that may not give files away; a setuid bit is not given then."""
+    need_tool("setpriv")
+    code = f"from tests.browse import test_scribe; test_scribe.without_chown({str(tmp_path / 'out')!r})"
+    words = ["setpriv", "--bounding-set", "-chown", sys.executable, "-c", code]
+    assert run_tool(words, cwd=Path(__file__).parents[2]).stdout.split() == [b"2", b"owner"]
+    assert stat.S_IMODE(os.stat(tmp_path / "out" / "a").st_mode) == 0o755
+    assert stat.S_IMODE(os.stat(tmp_path / "out" / "b").st_mode) == 0o644
+
+
+def without_chown(target: str) -> None:
+    filewriter._ENOUGH = 1
+    entries = [file(b"/a", mode=0o4755, uid=12345), file(b"/b")]
+    report = out(FakeFs({b"/": entries}), Path(target), ExtractOptions(owners=True))
+    sys.stdout.write(" ".join([str(report.files), *codes(report)]))
+
+
+@root_only
+def test_owners(tmp_path: Path) -> None:
+    entries = [file(b"/a", mode=0o4755, uid=12345, gid=54321), file(b"/b", mode=0o2711, uid=7)]
+    out(FakeFs({b"/": entries}), tmp_path / "out", ExtractOptions(owners=True))
+    made = [os.stat(tmp_path / "out" / name) for name in "ab"]
+    assert [(each.st_uid, each.st_gid, stat.S_IMODE(each.st_mode)) for each in made] == [
+        (12345, 54321, 0o4755),
+        (7, 0, 0o2711),
+    ]
+
+
+def test_thousands_of_folders_need_few_descriptors(tmp_path: Path) -> None:
+    """A folder is open until what is before it is made."""
+    entries = [file(b"/first", "1"), *(folder(b"/d%04d" % at, f"{at + 9}") for at in range(2000))]
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 200, hard))
+    try:
+        report = out(FakeFs({b"/": entries}), tmp_path / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert (report.directories, report.findings) == (2001, [])
+
+
+def test_it_ends_with_the_process_that_started_it() -> None:
+    code = (
+        "import os, signal; from imagefs.browse.scribe import Scribe; "
+        "made = Scribe((), owners=False, verify=False); "
+        "print(made._process.process.pid, flush=True); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, check=False)
+    deadline = time.monotonic() + 300
+    while _runs(int(ran.stdout)):
+        assert time.monotonic() < deadline, "it goes on alone"
+        time.sleep(0.01)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
