@@ -62,11 +62,13 @@ class Ahead:
                 return named[:at]
         return named
 
-    def next(self, method: str) -> Found:
-        """The listing of the folder that will be listed next, where it is known."""
+    def next(self, method: str) -> tuple[bytes, Found]:
+        """(path, listing) of the folder that will be listed next; nothing where it is not known."""
         with self._lock:
-            folder = self._stack[-1] if self._stack else None
-            return self._listed.get((method, folder.inode, folder.path), ()) if folder is not None else ()
+            if not self._stack:
+                return b"", ()
+            folder = self._stack[-1]
+            return folder.path, self._listed.get((method, folder.inode, folder.path), ())
 
     def has(self, method: str, folder: Entry) -> bool:
         """Whether the listing of a folder is known."""
@@ -138,7 +140,7 @@ class Files:
             if known is not None:
                 return known, []
             if not (self._at < len(self._now) and _same(self._now[self._at], file)):
-                self._now = self._listings.get(_above(file), [])
+                self._now, self._beyond = self._listings.get(_above(file), []), b""
                 self._at = next((at for at, each in enumerate(self._now[:_FILES]) if _same(each, file)), -1)
                 self._hits = self._hits // 2 if self._at == 0 else 0
             if self._at < 0:
@@ -148,13 +150,12 @@ class Files:
             self._hits += 1
             return None, self._coming() if self._hits >= _SURE else []
 
-    def coming(self, beyond: Found) -> list[Entry]:
-        """The files behind those; where they end, those of ``beyond``, the folder that will be listed next."""
+    def coming(self, folder: bytes, beyond: Found) -> list[Entry]:
+        """The files behind those; where they end, those of ``beyond``, the listing of ``folder``, which comes
+        next."""
         with self._lock:
-            if len(self._now) - self._at < _FILES and (files := files_of(beyond)):
-                folder = _above(files[0])
-                if folder != self._beyond:
-                    self._now, self._at, self._beyond = self._now[self._at :] + files, 0, folder
+            if beyond and folder != self._beyond and len(self._now) - self._at < _FILES:
+                self._now, self._at, self._beyond = self._now[self._at :] + files_of(beyond), 0, folder
             return self._coming()
 
     def _coming(self) -> list[Entry]:

@@ -285,7 +285,7 @@ class ApartFileSystem:
 
     def _next_contents(self) -> Guess | None:
         """The content of files behind those that were opened."""
-        files = self._files.coming(self._ahead.next("children"))
+        files = self._files.coming(*self._ahead.next("children"))
         if not files:
             return None
 

@@ -143,7 +143,8 @@ class _Run:
                 if child is not None:
                     self._one(child, level.folder, child.name, level.spot, levels, trail)
                     continue
-                self._files.after(partial(self._finish, levels.pop()))
+                level = levels.pop()
+                self._files.after(partial(self._finish, level), level.folder.close)
                 trail.leave()
         except BaseException:
             self._files.close()  # what is still to be made needs its folders open

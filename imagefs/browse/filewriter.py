@@ -15,7 +15,7 @@ from imagefs.browse.making import Maker
 from imagefs.browse.manifest import Manifest
 from imagefs.browse.names import printable
 from imagefs.browse.place import Folder, Refused
-from imagefs.browse.scribe import SMALL, Scribe
+from imagefs.browse.scribe import PATH, SMALL, Given, Outcome, Scribe
 from imagefs.browse.taking import ExtractOptions, ExtractReport, Extras, shown
 from imagefs.errors import BrowseError, ImagefsError, TargetError
 from imagefs.interfaces import Entry, FileSystem, HasStreams, Progress, Reader
@@ -23,7 +23,7 @@ from imagefs.interfaces import Entry, FileSystem, HasStreams, Progress, Reader
 #: Grains in which targets keep times, in ns: NTFS, microseconds, exFAT, seconds, FAT.
 _TIME_GRAINS = (1, 100, 1_000, 10_000_000, 1_000_000_000, 2_000_000_000)
 #: So many small files are worth a process that makes them.
-_ENOUGH, _NEVER = 100, -1
+_ENOUGH = 100
 Opener = Callable[[], Reader]
 
 
@@ -69,18 +69,19 @@ class FileWriter:
         self.dresser = Dresser(report, self.extras.xattrs, owners=options.owners)
         self._maker = Maker(self.dresser, self._algorithms, self._advance, verify=options.verify)
         self._scribe: Scribe | None = None
-        alone = options.xattrs or len(os.sched_getaffinity(0)) < 2
-        self._small = _NEVER if alone else 0
+        self._alone = options.xattrs or options.streams or len(os.sched_getaffinity(0)) < 2
+        self._small = 0
         self._links: dict[str, _Linked] = {}
         self._room = 0
 
     def file(self, entry: Entry, folder: Folder, name: bytes, spot: Spot) -> None:
         """``entry`` as ``name``, which ``Folder.choose`` gave; perhaps only when ``finish`` is called."""
         linked = self._options.hard_links and entry.nlink > 1
+        now = linked or self._alone or name != entry.name  # a name that is changed is told after it is made
         first = self._links.get(entry.inode) if linked else None
         if first is not None and self._link(entry, first, folder, name):
             return
-        digests = self._content(entry, partial(self._fs.open, entry), folder, name, now=linked)
+        digests = self._content(entry, partial(self._fs.open, entry), folder, name, now=now)
         if linked:
             self._links[entry.inode] = _Linked(spot, name, _identity(folder, name), digests)
         self.streams(entry, folder, name)
@@ -93,7 +94,7 @@ class FileWriter:
             with self.or_left_out(stream):
                 wanted = name + stream.name[len(entry.name) :]
                 made = folder.choose(wanted, entry.inode, sure=self.finish)
-                self._content(stream, partial(fs.open_stream, entry, known.name), folder, made)
+                self._content(stream, partial(fs.open_stream, entry, known.name), folder, made, now=True)
                 self.tell_renamed(stream, wanted, made)
 
     @contextmanager
@@ -113,12 +114,12 @@ class FileWriter:
         if self._scribe is not None:
             self._scribe.finish()
 
-    def after(self, call: Callable[[], None]) -> None:
-        """Do ``call`` when the files before it are made."""
+    def after(self, call: Callable[[], None], otherwise: Callable[[], None]) -> None:
+        """Do ``call`` when the files before it are made; ``otherwise`` where that will not be known."""
         if self._scribe is None:
             call()
         else:
-            self._scribe.after(call)
+            self._scribe.after(call, otherwise)
 
     def close(self) -> None:
         if self._scribe is not None:
@@ -129,10 +130,9 @@ class FileWriter:
             message = f"'{shown(entry)}' is written as '{printable(made)}', which the target can hold"
             self._report.tell(entry, "renamed", message, "note")
 
-    def _content(
-        self, entry: Entry, opener: Opener, folder: Folder, name: bytes, *, now: bool = False
-    ) -> list[str]:
-        """Make ``name`` with the content, or find it there already; its digests, where it is made ``now``."""
+    def _content(self, entry: Entry, opener: Opener, folder: Folder, name: bytes, *, now: bool) -> list[str]:
+        """Make ``name`` with the content, or find it there already; its digests. Not ``now``: perhaps later, and none
+        are known yet."""
         kept, replace = None, self._options.overwrite
         if self._options.resume:
             kept, ours = self._look(entry, opener, folder, name)
@@ -148,8 +148,9 @@ class FileWriter:
         try:
             runs, unread = plan(reader)
             self._check_room(entry, reader, folder, sum(length for _, length in runs))
-            if not now and not unread and self._is_for_scribe(reader.size, runs):
-                self._give(entry, opener, reader, folder, name, replace=replace)
+            file = Given(entry, folder, name, reader.size, replace)
+            if not now and not unread and self._can_give(file, runs):
+                self._give(file, reader)
                 return []
             digests = self._maker.make(entry, reader, runs, folder, name, replace=replace)
             self._report.unread(entry, unread)
@@ -166,39 +167,52 @@ class FileWriter:
 
     # -- small files, which another process makes ----------------------------------------------------
 
-    def _is_for_scribe(self, size: int, runs: Ranges) -> bool:
-        """Whether a file is small and without holes, and there were enough of them for a start of the process."""
-        if size > SMALL or runs != [(0, size)]:
+    def _can_give(self, file: Given, runs: Ranges) -> bool:
+        """Whether another process can make it: small, without holes, and not among the first. That process is
+        started, and used as soon as it can be."""
+        length = len(file.entry.path) + len(file.folder.path) + len(file.name)
+        if file.size > SMALL or length > PATH or not file.folder.traits.unnamed:
             return False
-        if self._scribe is None and self._small != _NEVER:
+        if sum(length for _, length in runs) < file.size:
+            return False
+        if self._scribe is None:
             self._small += 1
-            if self._small == _ENOUGH:
-                self._small = _NEVER
-                with suppress(BrowseError):  # then all are made here
-                    self._scribe = Scribe(
-                        self._algorithms, owners=self._options.owners, verify=self._options.verify
-                    )
-        return self._scribe is not None
+            if self._small != _ENOUGH:
+                return False
+            options = self._options
+            with suppress(BrowseError):  # then all are made here
+                self._scribe = Scribe(
+                    self._algorithms, self._heard, owners=options.owners, verify=options.verify
+                )
+        return self._is_ready()
 
-    def _give(
-        self, entry: Entry, opener: Opener, reader: Reader, folder: Folder, name: bytes, *, replace: bool
-    ) -> None:
-        """Have the scribe make it. One that it cannot make is made here, which tells why not."""
+    def _is_ready(self) -> bool:
+        if self._scribe is None:
+            return False
+        try:
+            return self._scribe.is_ready()
+        except TargetError:  # it could not begin: all are made here
+            self._scribe.close()
+            self._scribe = None
+            return False
+
+    def _give(self, file: Given, reader: Reader) -> None:
         assert self._scribe is not None
-        size = reader.size
+        data = reader.read_at(0, file.size)
+        file.folder.claim(file.name)
+        self._scribe.give(file, data)
+        self._advance(file.size)
 
-        def made(digests: list[str]) -> None:
-            self._count(size, folder, name, digests)
-
-        def refused() -> None:
-            folder.disclaim(name)
-            with self.or_left_out(entry):
-                self._content(entry, opener, folder, name, now=True)
-
-        data = reader.read_at(0, size)
-        self._scribe.give(entry, data, folder, name, replace=replace, made=made, refused=refused)
-        folder.claim(name)
-        self._advance(size)
+    def _heard(self, file: Given, outcome: Outcome) -> None:
+        """Of a file that was given."""
+        for severity, code, message in outcome.told:
+            self._report.tell(file.entry, code, message, severity)
+        if outcome.error is None:
+            self._count(file.size, file.folder, file.name, outcome.digests)
+            return
+        file.folder.disclaim(file.name)
+        with self.or_left_out(file.entry):
+            raise outcome.error
 
     def _check_room(self, entry: Entry, reader: Reader, folder: Folder, needed: int) -> None:
         """TargetError when a file does not fit. A damaged size is the file's fault, not the target's: the

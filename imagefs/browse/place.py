@@ -49,12 +49,13 @@ def check_name(name: bytes) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Traits:
-    """What a target can do. ``unnamed``: files without a name. ``stale``: what a killed run left
-    beside a name may be removed."""
+    """What a target can do. ``unnamed``: files without a name. ``stale``: what a killed run left beside a name may
+    be removed. ``alone``: no other process of this run makes files there."""
 
     rules: NameRules
     unnamed: bool
     stale: bool
+    alone: bool = True
 
 
 def traits_of(fd: int, *, windows: bool | None, stale: bool) -> Traits:
@@ -300,11 +301,13 @@ class Folder:
             os.unlink(name, dir_fd=self.fd)
 
     def _beside(self, name: bytes) -> bytes:
-        """``.name.imagefs.partial``, or with something random in it where that is taken or too long."""
+        """``.name.imagefs.partial``, or with something random in it where that is taken, too long or a name that
+        this run makes, perhaps in another process."""
         beside = b"." + name + _SUFFIX
-        if len(beside) <= self.traits.rules.limit:
+        long = len(beside) > self.traits.rules.limit
+        if self.traits.alone and not long and same_key(beside) not in self._made:
             there = self.status(beside)
-            if there is not None and self.traits.stale and same_key(beside) not in self._made:
+            if there is not None and self.traits.stale:
                 self._remove(beside)
                 there = self.status(beside)
             if there is None:

@@ -1,19 +1,23 @@
 """A second process that makes small files while the next ones are read.
 
 Of the time that a small file takes, half goes into making it, most of that in the kernel; a thread would want the
-interpreter's lock after each call. What is made there is made by the same ``Maker``. Whatever goes wrong with a file,
-nothing of it stays and it is given back, so that there is one place where that is told.
+interpreter's lock after each call. Files are made there by the same ``Maker``, and what it says of them is heard here,
+in their order. Only for targets that make files without a name: others would need names beside, known to both sides.
+
+A signal may end the run between any two steps. So an answer is looked at in the socket and taken out when all of it
+was heard, and answers have the numbers of what they answer.
 """
 
 from __future__ import annotations
 
-import os
+import errno
 import socket
+import time
+from array import array
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from imagefs.block.views import BytesReader
 from imagefs.browse import channel as ch
@@ -22,197 +26,300 @@ from imagefs.browse.making import Maker
 from imagefs.browse.place import Folder, Refused, Traits
 from imagefs.browse.taking import ExtractReport
 from imagefs.browse.targetnames import NameRules
-from imagefs.browse.wire import WireError, dumps, loads, pack_entries, unpack_entries
-from imagefs.browse.workers import Limits, Started, start
+from imagefs.browse.wire import (
+    WireError,
+    dumps,
+    loads,
+    pack_entries,
+    pack_error,
+    unpack_entries,
+    unpack_error,
+)
+from imagefs.browse.workers import Limits, start
 from imagefs.errors import ImagefsError, TargetError
 from imagefs.interfaces import Entry
 
-#: Files up to this size are worth giving away.
-SMALL = 256 << 10
+#: Files up to this size are worth giving away, with paths up to this length.
+SMALL, PATH = 256 << 10, 1000
 #: A batch has its bytes in one of these parts of the shared memory, and so many files at most.
 _PART, _FILES = 1 << 20, 64
 _PARTS = ch.AREA // _PART
-#: Not more than so much is put off until files are made.
-_AFTER = 100
+#: So many folders stay open at most because files in them are not made yet.
+_OPEN = 100
 _MESSAGE = 256 << 10
+#: When a run ends early, so many seconds are waited for what was given before.
+_PATIENCE = 5.0
+_READY = b"ready"
+
+#: What a full socket says, or one with too many descriptors on their way.
+_FULL = (errno.EAGAIN, errno.ETOOMANYREFS)
+
+Call = Callable[[], None]
+
+
+class Given(NamedTuple):
+    """A file for the other process: ``name`` in ``folder``."""
+
+    entry: Entry
+    folder: Folder
+    name: bytes
+    size: int
+    replace: bool
+
+
+class Outcome(NamedTuple):
+    """What became of a file: its digests, or why it was not made; what is to be told of it (severity, code,
+    message)."""
+
+    digests: list[str]
+    error: Refused | ImagefsError | None
+    told: list[list[str]]
 
 
 @dataclass(slots=True)
 class _Batch:
-    """Files for the other process, and what is to be done when they are made."""
+    """Files that are sent together, how many of them were ``heard`` of, and what is to be done when they are made:
+    a call, and another where that will not be known."""
 
-    part: int
+    number: int
     used: int = 0
-    entries: list[Entry] = field(default_factory=list)
-    sizes: list[int] = field(default_factory=list)
-    replace: list[bool] = field(default_factory=list)
-    #: The folders of the files, and which of them is that of each.
+    files: list[Given] = field(default_factory=list)
     folders: list[Folder] = field(default_factory=list)
-    places: list[int] = field(default_factory=list)
-    #: Of each file, what is called with its digests when it was made, and what when it was not.
-    made: list[Callable[[list[str]], None]] = field(default_factory=list)
-    refused: list[Callable[[], None]] = field(default_factory=list)
-    after: deque[Callable[[], None]] = field(default_factory=deque)
+    heard: int = 0
+    after: deque[tuple[Call, Call]] = field(default_factory=deque)
 
 
 class Scribe:
     """The process, from the outside. For one thread. Raises BrowseError when it cannot be started."""
 
-    def __init__(self, algorithms: Sequence[str], *, owners: bool, verify: bool) -> None:
-        self._how = [list(algorithms), owners, verify]
-        self._process: Started = start(Limits(), "imagefs.browse.scribe", kind=socket.SOCK_SEQPACKET)
+    def __init__(
+        self,
+        algorithms: Sequence[str],
+        heard: Callable[[Given, Outcome], None],
+        *,
+        owners: bool,
+        verify: bool,
+    ) -> None:
+        """``heard`` is called for each file that was given, in their order; what it raises ends the run."""
+        self._heard = heard
+        self._process = start(
+            Limits(), "imagefs.browse.scribe", kind=socket.SOCK_SEQPACKET, what="that makes files"
+        )
+        self._socket = self._process.socket
+        self._socket.send(dumps([list(algorithms), owners, verify]))
+        self._is_ready = False
         self._batch = _Batch(0)
         self._sent: deque[_Batch] = deque()
+        #: Something is missing: no folder is finished any more.
+        self._failed = False
 
-    def give(
-        self,
-        entry: Entry,
-        data: bytes,
-        folder: Folder,
-        name: bytes,
-        *,
-        replace: bool,
-        made: Callable[[list[str]], None],
-        refused: Callable[[], None],
-    ) -> None:
-        """Have ``name`` made with ``data``, no more than ``SMALL``. ``made`` is called later, with the digests, or
-        ``refused`` where it could not be made; in the order of the files. Raises TargetError."""
-        batch = self._batch
-        if batch.used + len(data) > _PART or len(batch.sizes) == _FILES:
+    def is_ready(self) -> bool:
+        """Whether files can be given to it. TargetError where it ended before."""
+        if not self._is_ready:
+            try:
+                said = self._socket.recv(_MESSAGE, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return False
+            except OSError as error:
+                raise _Ended(str(error)) from error
+            if said != _READY:
+                raise _Ended("it did not begin")
+            self._is_ready = True
+        return True
+
+    def give(self, file: Given, data: bytes) -> None:
+        """Have a file made with ``data``, no more than ``SMALL``. Raises TargetError, and what ``heard`` raises."""
+        if self._batch.used + len(data) > _PART or len(self._batch.files) == _FILES:
             self._send()
-            batch = self._batch
-        at = batch.part * _PART + batch.used
+        batch = self._batch
+        at = batch.number % _PARTS * _PART + batch.used
         self._process.area[at : at + len(data)] = data
+        fresh = not batch.folders or batch.folders[-1] is not file.folder
+        if fresh:
+            batch.folders.append(file.folder)
         batch.used += len(data)
-        if not batch.folders or batch.folders[-1] is not folder:
-            batch.folders.append(folder)
-        batch.entries.append(entry._replace(path=name, inode="", deleted=False, rdev=None, flags=()))
-        batch.sizes.append(len(data))
-        batch.replace.append(replace)
-        batch.places.append(len(batch.folders) - 1)
-        batch.made.append(made)
-        batch.refused.append(refused)
+        batch.files.append(file)
+        if fresh:
+            self._bound()
 
-    def after(self, call: Callable[[], None]) -> None:
-        """Have ``call`` made when all that was given is made; at once, if that is so."""
-        last = self._batch if self._batch.sizes else self._sent[-1] if self._sent else None
+    def after(self, call: Call, otherwise: Call) -> None:
+        """Have ``call`` made when all that was given is made, at once if that is so; ``otherwise`` where that will
+        not be known. Raises as ``give``."""
+        last = self._batch if self._batch.files else self._sent[-1] if self._sent else None
         if last is None:
             call()
             return
-        last.after.append(call)
-        if len(last.after) > _AFTER:
-            self.finish()
+        last.after.append((call, otherwise))
+        self._bound()
 
     def finish(self) -> None:
-        """Wait until all is made."""
-        if self._batch.sizes:
-            self._send()
-        while self._sent:
-            self._receive()
+        """Wait until all is made. Raises as ``give``."""
+        while self._batch.files or self._sent:
+            self._go_on()
 
     def close(self) -> None:
-        """End the process. What was given is made first, but what cannot be is left; no error comes of it."""
+        """End the process. What was given before a run ends early is made and heard of first, if that takes no
+        longer than ``_PATIENCE``; errors of it come too late."""
+        until = time.monotonic() + _PATIENCE
         try:
-            for batch in (self._batch, *self._sent):
-                batch.refused = [lambda: None] * len(batch.sizes)
-            with suppress(ImagefsError):
-                self.finish()
+            while self._batch.files or self._sent:
+                self._socket.settimeout(max(0.001, until - time.monotonic()))
+                try:
+                    self._go_on()
+                except _Ended:
+                    break
+                except ImagefsError:
+                    continue
         finally:
             self._process.end()
+            self._failed = True
             for batch in (*self._sent, self._batch):
-                _do(batch.after)
+                self._do(batch)
+            self._sent.clear()
+            self._batch = _Batch(0)
+
+    # -- batches -------------------------------------------------------------------------------------
+
+    def _go_on(self) -> None:
+        if self._batch.files:
+            self._send()
+        else:
+            self._receive()
+
+    def _bound(self) -> None:
+        while sum(len(each.folders) + len(each.after) for each in (*self._sent, self._batch)) > _OPEN:
+            if self._sent:
+                self._receive()
+            else:
+                self._send()
 
     def _send(self) -> None:
         batch = self._batch
-        files = [pack_entries(batch.entries), batch.sizes, batch.replace, batch.places]
-        body = dumps([batch.part, self._how, [_facts(each) for each in batch.folders], *files])
-        try:
-            socket.send_fds(self._process.socket, [body], [each.fd for each in batch.folders])
-        except OSError as error:
-            raise _gone(error) from error
-        self._batch = _Batch((batch.part + 1) % _PARTS)
+        places, at = [], 0
+        for file in batch.files:
+            at += batch.folders[at] is not file.folder
+            places.append(at)
+        facts = [(each.path, each.fresh, each.traits.rules.limit) for each in batch.folders]
+        files = [(each.name, each.size, each.replace) for each in batch.files]
+        body = dumps([batch.number, facts, pack_entries([each.entry for each in batch.files]), files, places])
+        descriptors = array("i", [each.fd for each in batch.folders])
+        while True:
+            try:
+                rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, descriptors)
+                self._socket.sendmsg([body], [rights], socket.MSG_DONTWAIT)
+                break
+            except OSError as error:
+                if error.errno not in _FULL or not self._sent:
+                    raise _Ended(str(error)) from error
+            self._receive()
         self._sent.append(batch)
+        self._batch = _Batch(batch.number + 1)
         if len(self._sent) == _PARTS:
             self._receive()
 
     def _receive(self) -> None:
         """Hear what became of the batch that was sent first."""
         try:
-            answer = loads(self._process.socket.recv(_MESSAGE))
-        except (OSError, WireError) as error:
-            raise _gone(error) from error
-        batch, failed = self._sent.popleft(), None
-        for digests, made, refused in zip(answer, batch.made, batch.refused, strict=True):
-            if digests is not None:
-                made(digests)
-            elif failed is None:
-                try:
-                    refused()
-                except BaseException as error:  # the others of the batch are made and are to be heard of
-                    failed = error
-        _do(batch.after)
+            number, answers = loads(self._socket.recv(_MESSAGE, socket.MSG_PEEK))
+        except (OSError, WireError, ValueError, TypeError) as error:
+            raise _Ended(str(error)) from error
+        failed, batch = None, self._sent[0]
+        if number == batch.number:  # else it was heard already
+            failed = self._hear(batch, answers)
+            self._sent.popleft()
+        self._socket.recv(1)  # all of it: it is one packet
         if failed is not None:
             raise failed
 
+    def _hear(self, batch: _Batch, answers: list[Any]) -> Exception | None:
+        """Of all its files, also when one ends the run."""
+        failed = None
+        for digests, error, told in answers[batch.heard :]:
+            file = batch.files[batch.heard]
+            batch.heard += 1
+            try:
+                self._heard(file, Outcome(digests, _unpacked(error), told))
+            except Exception as caught:
+                failed, self._failed = failed or caught, True
+        self._do(batch)
+        return failed
 
-def _do(calls: deque[Callable[[], None]]) -> None:
-    while calls:
-        calls.popleft()()
+    def _do(self, batch: _Batch) -> None:
+        while batch.after:
+            call, otherwise = batch.after.popleft()
+            (otherwise if self._failed else call)()
 
 
-def _gone(error: Exception) -> TargetError:
-    return TargetError(
-        f"the process that makes files has ended ({error})", hint="add --resume to go on where it ended"
-    )
+class _Ended(TargetError):
+    """The process is gone, or says nothing."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(
+            f"the process that makes files has ended ({why})", hint="go on with the same command and --resume"
+        )
 
 
-def _facts(folder: Folder) -> list[object]:
-    traits = folder.traits
-    return [folder.fresh, traits.rules.windows, traits.rules.limit, traits.unnamed, traits.stale]
+def _unpacked(error: Any) -> Refused | ImagefsError | None:
+    if error is None:
+        return None
+    return unpack_error(error) if type(error) is bytes else Refused(*error)
 
 
 # -- the other process -------------------------------------------------------------------------------
 
 
 def main(descriptor: int, area: int, *limits: int) -> None:
-    """Make what is sent over the socket ``descriptor``, until it closes; ``area`` is the shared memory."""
+    """Make what is sent over the socket ``descriptor``, until it closes; ``area`` is the shared memory, ``limits``
+    are for who parses."""
     ch.end_with_parent()
+    memory = memoryview(ch.map_area(area))
     with socket.socket(fileno=descriptor) as sock:
-        memory = memoryview(ch.map_area(area))
+        algorithms, owners, verify = loads(sock.recv(_MESSAGE))
+        report = ExtractReport()
+        dresser = Dresser(report, lambda entry: {}, owners=owners)
+        maker = Maker(dresser, algorithms, lambda count: None, verify=verify)
+        sock.send(_READY)
         while True:
             body, descriptors, _, _ = socket.recv_fds(sock, _MESSAGE, _FILES)
             if not body:
                 return
-            sock.send(dumps(_make(loads(body), descriptors, memory)))
-            for each in descriptors:
-                os.close(each)
+            number, facts, *columns = loads(body)
+            folders = [_folder(fd, *each) for fd, each in zip(descriptors, facts, strict=True)]
+            part = memory[number % _PARTS * _PART :][:_PART]
+            sock.send(dumps([number, _make(maker, report, part, folders, *columns)]))
+            for each in folders:
+                each.close()
 
 
-def _make(batch: Any, descriptors: list[int], memory: memoryview) -> list[list[str] | None]:
-    part, (algorithms, owners, verify), facts, packed, *columns = batch
-    maker = Maker(
-        Dresser(_Strict(), lambda entry: {}, owners=owners), algorithms, lambda count: None, verify=verify
+def _folder(fd: int, path: bytes, fresh: bool, limit: int) -> Folder:
+    return Folder(
+        fd, path, Traits(NameRules(False, limit), unnamed=True, stale=False, alone=False), fresh=fresh
     )
-    folders = [_folder(fd, *each) for fd, each in zip(descriptors, facts, strict=True)]
-    made: list[list[str] | None] = []
-    at = part * _PART
-    for entry, size, replace, place in zip(unpack_entries(packed), *columns, strict=True):
-        content = BytesReader(bytes(memory[at : at + size]))
+
+
+def _make(
+    maker: Maker,
+    report: ExtractReport,
+    part: memoryview,
+    folders: list[Folder],
+    packed: bytes,
+    files: list[Any],
+    places: list[int],
+) -> list[Any]:
+    at, outcomes = 0, []
+    for entry, (name, size, replace), place in zip(unpack_entries(packed), files, places, strict=True):
+        content = BytesReader(bytes(part[at : at + size]))
         at += size
-        runs = [(0, size)] if size else []
+        report.findings.clear()
+        digests: list[str] = []
+        error: Any = None
         try:
-            made.append(maker.make(entry, content, runs, folders[place], entry.path, replace=replace))
-        except (Refused, ImagefsError, OSError):
-            made.append(None)
-    return made
-
-
-def _folder(fd: int, fresh: bool, windows: bool, limit: int, unnamed: bool, stale: bool) -> Folder:
-    return Folder(fd, b"", Traits(NameRules(windows, limit), unnamed, stale), fresh=fresh)
-
-
-class _Strict(ExtractReport):
-    """Whatever would be told of a file is told by who gave it."""
-
-    def tell(self, entry: Entry, code: str, message: str, *_: object, **__: object) -> None:
-        raise Refused(code, message)
+            runs = [(0, size)] if size else []
+            digests = maker.make(entry, content, runs, folders[place], name, replace=replace)
+        except Refused as refused:
+            error = refused.code, refused.message
+        except ImagefsError as failed:
+            error = pack_error(failed)
+        told = [(each.severity, each.code, each.message) for each in report.findings]
+        outcomes.append((digests, error, told))
+    return outcomes

@@ -190,7 +190,7 @@ class Worker:
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """A worker process, our end of its socket, and the memory it shares with us."""
+    """A process of ours, our end of its socket, and the memory it shares with us."""
 
     process: subprocess.Popen[bytes]
     socket: socket.socket
@@ -237,8 +237,11 @@ prepare = _Spare.prepare
 dismiss = _Spare.dismiss
 
 
-def start(limits: Limits, module: str, *, kind: int = socket.SOCK_STREAM) -> Started:
-    """A new process that runs the ``main`` of ``module``, with a socket of ``kind`` to it. Raises BrowseError."""
+def start(
+    limits: Limits, module: str, *, kind: int = socket.SOCK_STREAM, what: str = "that parses file systems"
+) -> Started:
+    """A new process, ``what`` it is for, that runs the ``main`` of ``module``, with a socket of ``kind`` to it.
+    Raises BrowseError."""
     try:
         ours, theirs = socket.socketpair(type=kind)
         try:
@@ -248,9 +251,7 @@ def start(limits: Limits, module: str, *, kind: int = socket.SOCK_STREAM) -> Sta
             ours.close()
             raise
     except OSError as error:
-        raise BrowseError(
-            f"the process that parses file systems cannot be started: {error.strerror}"
-        ) from error
+        raise BrowseError(f"the process {what} cannot be started: {error.strerror}") from error
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
 
 from imagefs.browse import filewriter
+from imagefs.browse.scribe import Scribe
 from tests.browse.disks import debugfs, make_ext, make_fat, make_ntfs, pattern, stage
 
 
@@ -72,8 +74,20 @@ def fat(request: pytest.FixtureRequest, plain_stage: Path, tmp_path_factory: pyt
     return make_fat(room / f"fat{request.param[2:]}", plain_stage, *words, size=size << 20)
 
 
+class ReadyScribe(Scribe):
+    """Is waited for, so that it makes every file from the first on."""
+
+    def is_ready(self) -> bool:
+        deadline = time.monotonic() + 300
+        while not super().is_ready():
+            assert time.monotonic() < deadline, "it does not begin"
+            time.sleep(0.001)
+        return True
+
+
 @pytest.fixture(params=["here", "by the scribe"])
 def made(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Small files are made in this process, or in another from the first of them on."""
     if request.param != "here":
         monkeypatch.setattr(filewriter, "_ENOUGH", 1)
+        monkeypatch.setattr(filewriter, "Scribe", ReadyScribe)

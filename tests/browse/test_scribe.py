@@ -24,6 +24,7 @@ from imagefs.browse.manifest import Manifest
 from imagefs.browse.taking import ExtractOptions, ExtractReport
 from imagefs.errors import BrowseError, IntegrityError, TargetError
 from imagefs.interfaces import Entry, NoProgress, Reader
+from tests.browse.conftest import ReadyScribe
 from tests.browse.disks import STAMP_NS, FakeFs, file, folder
 from tests.support.oracles import need_tool, root_only, run_tool
 
@@ -33,7 +34,7 @@ def begun_at_once(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[scribe.Scrib
     """The process is started for the first small file; those that were started."""
     started: list[scribe.Scribe] = []
 
-    class Known(scribe.Scribe):
+    class Known(ReadyScribe):
         def __init__(self, *words: object, **more: object) -> None:
             super().__init__(*words, **more)  # type: ignore[arg-type]
             started.append(self)
@@ -312,7 +313,7 @@ def test_an_owner_that_cannot_be_given_is_told(tmp_path: Path) -> None:
 
 
 def without_chown(target: str) -> None:
-    filewriter._ENOUGH = 1
+    filewriter._ENOUGH, filewriter.Scribe = 1, ReadyScribe  # type: ignore[misc]
     entries = [file(b"/a", mode=0o4755, uid=12345), file(b"/b")]
     report = out(FakeFs({b"/": entries}), Path(target), ExtractOptions(owners=True))
     sys.stdout.write(" ".join([str(report.files), *codes(report)]))
@@ -344,7 +345,7 @@ def test_thousands_of_folders_need_few_descriptors(tmp_path: Path) -> None:
 def test_it_ends_with_the_process_that_started_it() -> None:
     code = (
         "import os, signal; from imagefs.browse.scribe import Scribe; "
-        "made = Scribe((), owners=False, verify=False); "
+        "made = Scribe((), print, owners=False, verify=False); "
         "print(made._process.process.pid, flush=True); os.kill(os.getpid(), signal.SIGKILL)"
     )
     ran = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, check=False)
