@@ -199,6 +199,7 @@ class Started:
     def end(self) -> None:
         _end(self.process)
         self.socket.close()
+        self.area.close()
 
 
 class _Spare:

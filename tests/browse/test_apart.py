@@ -24,7 +24,7 @@ from imagefs.browse.opening import open_filesystem
 from imagefs.browse.walk import walk
 from imagefs.browse.workers import Limits
 from imagefs.errors import BrowseError, ImagefsError, IntegrityError, NotAFileSystem, PathNotFound
-from imagefs.interfaces import EntryType, Extent, FileSystem, HasStreams, HasXattrs, ListsNames, State
+from imagefs.interfaces import Entry, EntryType, Extent, FileSystem, HasStreams, HasXattrs, ListsNames, State
 from tests.browse.disks import MIB, BreakingReader, FileReader, debugfs, make_ext
 from tests.browse.hostile_parser import hostile_start
 from tests.browse.test_damage import blocks_of
@@ -387,6 +387,23 @@ def test_files_opened_in_order_come_many_at_once(wooded: Path, monkeypatch: pyte
     for _ in range(3):
         assert apart.open(entry).read_at(0, 10) == b"33"
     assert len(calls) == 4
+    apart.close()
+
+
+def test_files_of_the_next_folder_are_asked_for_before_it_is_entered(
+    wooded: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited: list[bytes] = []
+    opened = ApartFileSystem._opened
+
+    def noted(self: ApartFileSystem, files: list[Entry]) -> list[object] | None:
+        waited.append(files[0].path)
+        return opened(self, files)
+
+    monkeypatch.setattr(ApartFileSystem, "_opened", noted)
+    apart = open_apart(FileReader(wooded))
+    assert len(list(opened_in_order(apart))) == 120 * 21
+    assert len(waited) < 40
     apart.close()
 
 

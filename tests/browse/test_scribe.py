@@ -6,26 +6,29 @@ import contextlib
 import hashlib
 import os
 import resource
+import signal
 import stat
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from imagefs.block.views import BytesReader
-from imagefs.browse import filewriter, scribe
+from imagefs.browse import filewriter, place, scribe, workers
 from imagefs.browse.extract import extract
 from imagefs.browse.manifest import Manifest
 from imagefs.browse.taking import ExtractOptions, ExtractReport
+from imagefs.browse.workers import Limits, Started
 from imagefs.errors import BrowseError, IntegrityError, TargetError
 from imagefs.interfaces import Entry, NoProgress, Reader
 from tests.browse.conftest import ReadyScribe
-from tests.browse.disks import STAMP_NS, FakeFs, file, folder
+from tests.browse.disks import STAMP_NS, FakeFs, file, folder, link
 from tests.support.oracles import need_tool, root_only, run_tool
 
 
@@ -111,18 +114,41 @@ def test_the_same_comes_out(
 def test_few_files_start_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begun_at_once: list[scribe.Scribe]
 ) -> None:
-    monkeypatch.undo()
-    assert out(tree(3, 30), tmp_path / "out").files == 90
+    monkeypatch.setattr(filewriter, "_ENOUGH", 100)
+    assert out(tree(3, 33), tmp_path / "few").files == 99
     assert begun_at_once == []
+    assert out(tree(3, 34), tmp_path / "more").files == 102
+    assert len(begun_at_once) == 1
 
 
-def test_where_it_cannot_be_started_all_are_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_it_cannot_be_started_all_are_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begun_at_once: list[scribe.Scribe]
+) -> None:
     def fail(*_: object, **__: object) -> None:
         raise BrowseError("no more processes")
 
     monkeypatch.setattr(scribe, "start", fail)
     report = out(tree(), tmp_path / "out")
     assert (report.files, report.findings) == (200, [])
+    assert begun_at_once == []
+
+
+def test_where_it_cannot_begin_all_are_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begun_at_once: list[scribe.Scribe]
+) -> None:
+    in_place_of(monkeypatch, "tests.browse.no_such_module")
+    report = out(tree(), tmp_path / "out")
+    assert (report.files, report.findings) == (200, [])
+    assert len(begun_at_once) == 1
+
+
+def in_place_of(monkeypatch: pytest.MonkeyPatch, module: str) -> None:
+    """Have ``module`` run in the process."""
+
+    def other(limits: Limits, _: str, **more: Any) -> Started:
+        return workers.start(limits, module, **more)
+
+    monkeypatch.setattr(scribe, "start", other)
 
 
 @given(st.lists(st.integers(0, scribe.SMALL + 5000), max_size=30), st.booleans())
@@ -145,9 +171,17 @@ def test_any_sizes(tmp_path_factory: pytest.TempPathFactory, sizes: list[int], h
         assert sorted((room / "m").read_text().splitlines()) == sorted(wanted)
 
 
-def test_read_back_too(tmp_path: Path) -> None:
-    report = out(tree(), tmp_path / "out", ExtractOptions(verify=True))
-    assert (report.files, report.findings) == (200, [])
+def test_what_reads_back_otherwise_is_told_and_not_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_place_of(monkeypatch, "tests.browse.lying_scribe")
+    report = out(tree(2, 20), tmp_path / "out", ExtractOptions(verify=True))
+    assert (report.files, set(codes(report)), len(report.findings)) == (0, {"verify"}, 40)
+    assert f"{tmp_path}/out/d1/f19" in report.findings[-1].message
+    assert [path for path in (tmp_path / "out").rglob("*") if not path.is_dir()] == []
+    in_place_of(monkeypatch, "imagefs.browse.scribe")
+    report = out(tree(2, 20), tmp_path / "out", ExtractOptions(verify=True))
+    assert (report.files, report.findings) == (40, [])
 
 
 # -- names --------------------------------------------------------------------------------------------
@@ -166,6 +200,37 @@ def test_names_that_differ_in_case_alone_are_both_made(tmp_path: Path) -> None:
     fs = FakeFs({b"/": [file(b"/A", "1"), file(b"/a", "2")]})
     assert out(fs, tmp_path / "out").findings == []
     assert sorted(os.listdir(tmp_path / "out")) == ["A", "a"]
+
+
+def test_a_file_is_named_as_what_lies_beside_a_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a link is made it lies under the name of a file that the other process makes."""
+    symlink = os.symlink
+
+    def slow(*words: Any, **more: Any) -> None:
+        symlink(*words, **more)
+        time.sleep(0.05)
+
+    monkeypatch.setattr(os, "symlink", slow)
+    entries = [
+        entry for at in range(5) for entry in (file(b"/.l%d.imagefs.partial" % at), link(b"/l%d" % at))
+    ]
+    for overwrite in (False, True):
+        fs = FakeFs({b"/": entries}, links={b"/l%d" % at: b"there" for at in range(5)})
+        report = out(fs, tmp_path / "out", ExtractOptions(overwrite=overwrite))
+        assert report.findings == []
+        assert len(os.listdir(tmp_path / "out")) == 10
+        assert all(os.path.islink(tmp_path / "out" / f"l{at}") for at in range(5))
+
+
+def test_targets_without_unnamed_files_are_written_to_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begun_at_once: list[scribe.Scribe]
+) -> None:
+    monkeypatch.setattr(place, "_makes_unnamed", lambda fd: False)
+    entries = [file(b"/%d" % at) for at in range(70)]
+    fs = FakeFs({b"/": [*entries, file(b"/.foo.imagefs.partial"), file(b"/foo")]})
+    assert out(fs, tmp_path / "out", ExtractOptions(resume=True)).findings == []
+    assert len(os.listdir(tmp_path / "out")) == 72
+    assert begun_at_once == []
 
 
 class Raced(Filled):
@@ -242,6 +307,8 @@ def whole(target: Path, fs: Filled) -> int:
 
 
 def test_a_process_that_dies_ends_the_run(tmp_path: Path, begun_at_once: list[scribe.Scribe]) -> None:
+    """Folders that are not known to be whole do not look like it."""
+
     class Deadly(Filled):
         def open(self, entry: Entry, /) -> Reader:
             if entry.path == b"/d2/f9":
@@ -253,9 +320,85 @@ def test_a_process_that_dies_ends_the_run(tmp_path: Path, begun_at_once: list[sc
     assert "--resume" in (caught.value.hint or "")
     plain = tree(5, 400)
     assert whole(tmp_path / "out", plain) < 2000
+    unfinished(tmp_path / "out", 400)
     report = out(plain, tmp_path / "out", ExtractOptions(resume=True))
     assert (report.files, report.findings) == (2000, [])
     assert whole(tmp_path / "out", plain) == 2000
+
+
+def unfinished(target: Path, files: int) -> None:
+    """A folder has its mode only where all its files are there."""
+    for each in target.glob("d*"):
+        if len(os.listdir(each)) < files:
+            assert stat.S_IMODE(each.stat().st_mode) == 0o700
+
+
+@pytest.mark.parametrize("place", ["loads", "_unpacked"])
+def test_a_signal_while_an_answer_is_heard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    """Digests stay those of their files, and nothing is waited for that does not come."""
+    real, calls = getattr(scribe, place), []
+
+    def interrupted(*words: Any) -> Any:
+        calls.append(1)
+        if len(calls) == (2 if place == "loads" else 100):
+            raise KeyboardInterrupt
+        return real(*words)
+
+    monkeypatch.setattr(scribe, place, interrupted)
+    monkeypatch.setattr(scribe, "_PATIENCE", 300.0)
+    fs, report = tree(5, 400), ExtractReport()
+    manifest = Manifest(os.fsencode(tmp_path / "m"), overwrite=False, resume=False)
+    with pytest.raises(KeyboardInterrupt):
+        extract(fs, [(fs.root(), os.fsencode(tmp_path / "out"))], manifest=manifest, report=report)
+    manifest.keep()
+    count = whole(tmp_path / "out", fs)
+    lines = (tmp_path / "m.partial").read_text().splitlines()
+    assert count - 1 <= report.files == len(lines) <= count
+    for line in lines:
+        digest, _, path = line.partition("  ")
+        assert hashlib.sha256(Path(path).read_bytes()).hexdigest() == digest
+    unfinished(tmp_path / "out", 400)
+
+
+def test_a_process_that_stands_still_is_not_waited_for_at_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begun_at_once: list[scribe.Scribe]
+) -> None:
+    class Stopping(Filled):
+        def open(self, entry: Entry, /) -> Reader:
+            if entry.path == b"/d0/f90":
+                begun_at_once[0]._process.process.send_signal(signal.SIGSTOP)
+            if entry.path == b"/d0/f300":
+                raise KeyboardInterrupt
+            return super().open(entry)
+
+    monkeypatch.setattr(scribe, "_PATIENCE", 0.2)
+    with pytest.raises(KeyboardInterrupt):
+        out(tree(1, 400, cls=Stopping), tmp_path / "out")
+    assert whole(tmp_path / "out", tree(1, 400)) <= 300
+
+
+def test_a_manifest_that_cannot_be_written_leaves_nothing_open(tmp_path: Path) -> None:
+    class Full(Manifest):
+        lines = 0
+
+        def add(self, name: bytes, digests: Any) -> None:
+            self.lines += 1
+            if self.lines > 90:
+                raise TargetError("no room for the manifest")
+            super().add(name, digests)
+
+    manifest = Full(os.fsencode(tmp_path / "m"), overwrite=False, resume=False)
+    with pytest.raises(TargetError, match="no room for the manifest"):
+        out(tree(200, 1), tmp_path / "out", manifest=manifest)
+    manifest.keep()
+    still = [os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd") if _is_link(fd)]
+    assert [each for each in still if each.startswith(str(tmp_path))] == []
+
+
+def _is_link(descriptor: str) -> bool:
+    return os.path.islink(f"/proc/self/fd/{descriptor}")
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, BrowseError])
@@ -297,6 +440,10 @@ def test_a_full_target(tmp_path: Path) -> None:
             extract(fs, [(fs.root(), os.fsencode(room / "out"))], report=report)
         assert "free" in caught.value.message or "No space left" in caught.value.message
         assert report.files == whole(room / "out", fs) > 0
+        unfinished(room / "out", 100)
+        run_tool(["mount", "-o", "remount,size=20m", room])
+        report = out(fs, room / "out", ExtractOptions(resume=True))
+        assert (report.files, report.findings, whole(room / "out", fs)) == (500, [], 500)
     finally:
         run_tool(["umount", room])
 
@@ -330,29 +477,47 @@ def test_owners(tmp_path: Path) -> None:
     ]
 
 
-def test_thousands_of_folders_need_few_descriptors(tmp_path: Path) -> None:
+@pytest.mark.parametrize("files", [0, 1])
+def test_thousands_of_folders_need_few_descriptors(tmp_path: Path, files: int) -> None:
     """A folder is open until what is before it is made."""
-    entries = [file(b"/first", "1"), *(folder(b"/d%04d" % at, f"{at + 9}") for at in range(2000))]
+    fs = tree(2000, files)
+    fs.tree[b"/"].insert(0, file(b"/first"))
+    fs.data[b"/first"] = b"first"
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 200, hard))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 130, hard))
     try:
-        report = out(FakeFs({b"/": entries}), tmp_path / "out")
+        report = out(fs, tmp_path / "out")
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    assert (report.directories, report.findings) == (2001, [])
+    assert (report.directories, report.files, report.findings) == (2001, 2000 * files + 1, [])
 
 
-def test_it_ends_with_the_process_that_started_it() -> None:
-    code = (
-        "import os, signal; from imagefs.browse.scribe import Scribe; "
-        "made = Scribe((), print, owners=False, verify=False); "
-        "print(made._process.process.pid, flush=True); os.kill(os.getpid(), signal.SIGKILL)"
-    )
-    ran = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, check=False)
+def test_it_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
+    """At once: what it was given and has not begun is not made any more."""
+    code = f"from tests.browse import test_scribe; test_scribe.die_early({str(tmp_path)!r})"
+    words = [sys.executable, "-c", code]
+    ran = subprocess.run(words, stdout=subprocess.PIPE, check=False, cwd=Path(__file__).parents[2])
+    pid = int(ran.stdout)
+    assert _runs(pid)
+    os.kill(pid, signal.SIGCONT)
     deadline = time.monotonic() + 300
-    while _runs(int(ran.stdout)):
+    while _runs(pid):
         assert time.monotonic() < deadline, "it goes on alone"
         time.sleep(0.01)
+    assert os.listdir(tmp_path) == []
+
+
+def die_early(target: str) -> None:
+    """Stop the process, give it files, and be killed."""
+    made = ReadyScribe((), lambda *_: None, owners=False, verify=False)
+    assert made.is_ready()
+    made._process.process.send_signal(signal.SIGSTOP)
+    room = place.Folder.open(os.fsencode(target))
+    for at in range(scribe._FILES + 1):
+        made.give(scribe.Given(file(b"/%d" % at), room, b"%d" % at, 4, False), b"data")
+    sys.stdout.write(str(made._process.process.pid))
+    sys.stdout.flush()
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _runs(pid: int) -> bool:
