@@ -134,13 +134,10 @@ class Scribe:
         batch = self._batch
         at = batch.number % _PARTS * _PART + batch.used
         self._process.area[at : at + len(data)] = data
-        fresh = not batch.folders or batch.folders[-1] is not file.folder
-        if fresh:
+        if not batch.folders or batch.folders[-1] is not file.folder:
             batch.folders.append(file.folder)
         batch.used += len(data)
         batch.files.append(file)
-        if fresh:
-            self._bound()
 
     def after(self, call: Call, otherwise: Call) -> None:
         """Have ``call`` made when all that was given is made, at once if that is so; ``otherwise`` where that will
@@ -150,7 +147,11 @@ class Scribe:
             call()
             return
         last.after.append((call, otherwise))
-        self._bound()
+        while sum(len(each.after) for each in (*self._sent, self._batch)) > _OPEN:
+            if self._sent:
+                self._receive()
+            else:
+                self._send()
 
     def finish(self) -> None:
         """Wait until all is made. Raises as ``give``."""
@@ -185,13 +186,6 @@ class Scribe:
             self._send()
         else:
             self._receive()
-
-    def _bound(self) -> None:
-        while sum(len(each.folders) + len(each.after) for each in (*self._sent, self._batch)) > _OPEN:
-            if self._sent:
-                self._receive()
-            else:
-                self._send()
 
     def _send(self) -> None:
         batch = self._batch
