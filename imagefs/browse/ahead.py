@@ -142,7 +142,7 @@ class Files:
             if not (self._at < len(self._now) and _same(self._now[self._at], file)):
                 self._now, self._beyond = self._listings.get(_above(file), []), b""
                 self._at = next((at for at, each in enumerate(self._now[:_FILES]) if _same(each, file)), -1)
-                self._hits = self._hits // 2 if self._at == 0 else 0
+                self._hits = self._hits // 2 if self._at == 0 and self._hits > 0 else min(0, self._hits)
             if self._at < 0:
                 self._now, self._at = [], 0
                 return None, []
@@ -154,6 +154,8 @@ class Files:
         """The files behind those; where they end, those of ``beyond``, the listing of ``folder``, which comes
         next."""
         with self._lock:
+            if self._hits < 0:
+                return []
             if beyond and folder != self._beyond and len(self._now) - self._at < _FILES:
                 self._now, self._at, self._beyond = self._now[self._at :] + files_of(beyond), 0, folder
             return self._coming()

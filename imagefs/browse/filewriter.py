@@ -148,8 +148,9 @@ class FileWriter:
         try:
             runs, unread = plan(reader)
             self._check_room(entry, reader, folder, sum(length for _, length in runs))
-            file = Given(entry, folder, name, reader.size, replace)
-            if not now and not unread and self._can_give(file, runs):
+            file = Given(entry, folder, name, reader.size)
+            there = replace and folder.exists(name)
+            if not (now or unread or there) and self._can_give(file, runs):
                 self._give(file, reader)
                 return []
             digests = self._maker.make(entry, reader, runs, folder, name, replace=replace)
@@ -210,7 +211,6 @@ class FileWriter:
         if outcome.error is None:
             self._count(file.size, file.folder, file.name, outcome.digests)
             return
-        file.folder.disclaim(file.name)
         with self.or_left_out(file.entry):
             raise outcome.error
 

@@ -49,13 +49,12 @@ def check_name(name: bytes) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Traits:
-    """What a target can do. ``unnamed``: files without a name. ``stale``: what a killed run left beside a name may
-    be removed. ``alone``: no other process of this run makes files there."""
+    """What a target can do. ``unnamed``: files without a name. ``stale``: what a killed run left
+    beside a name may be removed."""
 
     rules: NameRules
     unnamed: bool
     stale: bool
-    alone: bool = True
 
 
 def traits_of(fd: int, *, windows: bool | None, stale: bool) -> Traits:
@@ -146,10 +145,6 @@ class Folder:
     def claim(self, name: bytes) -> None:
         """``name`` is this run's now."""
         self._made.add(same_key(name))
-
-    def disclaim(self, name: bytes) -> None:
-        """``name`` was not made after all."""
-        self._made.discard(same_key(name))
 
     def subfolder(self, name: bytes) -> Folder:
         """The folder ``name`` in here. An existing one is gone into, a symlink never."""
@@ -304,8 +299,7 @@ class Folder:
         """``.name.imagefs.partial``, or with something random in it where that is taken, too long or a name that
         this run makes, perhaps in another process."""
         beside = b"." + name + _SUFFIX
-        long = len(beside) > self.traits.rules.limit
-        if self.traits.alone and not long and same_key(beside) not in self._made:
+        if len(beside) <= self.traits.rules.limit and same_key(beside) not in self._made:
             there = self.status(beside)
             if there is not None and self.traits.stale:
                 self._remove(beside)

@@ -2,7 +2,8 @@
 
 Of the time that a small file takes, half goes into making it, most of that in the kernel; a thread would want the
 interpreter's lock after each call. Files are made there by the same ``Maker``, and what it says of them is heard here,
-in their order. Only for targets that make files without a name: others would need names beside, known to both sides.
+in their order. Only for targets that make files without a name, and never in the place of others: that would need names
+beside, known to both sides.
 
 A signal may end the run between any two steps. So an answer is looked at in the socket and taken out when all of it
 was heard, and answers have the numbers of what they answer.
@@ -11,12 +12,16 @@ was heard, and answers have the numbers of what they answer.
 from __future__ import annotations
 
 import errno
+import math
+import select
 import socket
 import time
 from array import array
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, NamedTuple
 
 from imagefs.block.views import BytesReader
@@ -36,7 +41,7 @@ from imagefs.browse.wire import (
     unpack_error,
 )
 from imagefs.browse.workers import Limits, start
-from imagefs.errors import ImagefsError, TargetError
+from imagefs.errors import BrowseError, ImagefsError, TargetError
 from imagefs.interfaces import Entry
 
 #: Files up to this size are worth giving away, with paths up to this length.
@@ -47,12 +52,15 @@ _PARTS = ch.AREA // _PART
 #: So many folders stay open at most because files in them are not made yet.
 _OPEN = 100
 _MESSAGE = 256 << 10
+#: So many files are answered for with one packet, which must stay below what a socket takes.
+_ANSWERED = 16
 #: When a run ends early, so many seconds are waited for what was given before.
 _PATIENCE = 5.0
 _READY = b"ready"
 
-#: What a full socket says, or one with too many descriptors on their way.
+#: What a full socket says, or one with too many descriptors on their way, also those of other programs.
 _FULL = (errno.EAGAIN, errno.ETOOMANYREFS)
+_PAUSE = 0.01
 
 Call = Callable[[], None]
 
@@ -64,7 +72,6 @@ class Given(NamedTuple):
     folder: Folder
     name: bytes
     size: int
-    replace: bool
 
 
 class Outcome(NamedTuple):
@@ -106,12 +113,18 @@ class Scribe:
             Limits(), "imagefs.browse.scribe", kind=socket.SOCK_SEQPACKET, what="that makes files"
         )
         self._socket = self._process.socket
-        self._socket.send(dumps([list(algorithms), owners, verify]))
+        try:
+            self._socket.send(dumps([list(algorithms), owners, verify]))
+        except OSError as error:
+            self._process.end()
+            raise BrowseError(f"the process that makes files cannot be started: {error.strerror}") from error
         self._is_ready = False
         self._batch = _Batch(0)
         self._sent: deque[_Batch] = deque()
         #: Something is missing: no folder is finished any more.
         self._failed = False
+        #: When waiting ends.
+        self._until = math.inf
 
     def is_ready(self) -> bool:
         """Whether files can be given to it. TargetError where it ended before."""
@@ -155,37 +168,34 @@ class Scribe:
 
     def finish(self) -> None:
         """Wait until all is made. Raises as ``give``."""
-        while self._batch.files or self._sent:
-            self._go_on()
+        if self._batch.files:
+            self._send()
+        while self._sent:
+            self._receive()
 
     def close(self) -> None:
         """End the process. What was given before a run ends early is made and heard of first, if that takes no
         longer than ``_PATIENCE``; errors of it come too late."""
-        until = time.monotonic() + _PATIENCE
+        self._until = time.monotonic() + _PATIENCE
         try:
-            while self._batch.files or self._sent:
-                self._socket.settimeout(max(0.001, until - time.monotonic()))
+            with suppress(ImagefsError):
+                if self._batch.files:
+                    self._send()
+            while self._sent:
                 try:
-                    self._go_on()
+                    self._receive()
                 except _Ended:
                     break
                 except ImagefsError:
                     continue
         finally:
+            left, self._failed = (*self._sent, self._batch), True
+            self._sent, self._batch = deque(), _Batch(0)
             self._process.end()
-            self._failed = True
-            for batch in (*self._sent, self._batch):
+            for batch in left:
                 self._do(batch)
-            self._sent.clear()
-            self._batch = _Batch(0)
 
     # -- batches -------------------------------------------------------------------------------------
-
-    def _go_on(self) -> None:
-        if self._batch.files:
-            self._send()
-        else:
-            self._receive()
 
     def _send(self) -> None:
         batch = self._batch
@@ -194,48 +204,68 @@ class Scribe:
             at += batch.folders[at] is not file.folder
             places.append(at)
         facts = [(each.path, each.fresh, each.traits.rules.limit) for each in batch.folders]
-        files = [(each.name, each.size, each.replace) for each in batch.files]
+        files = [(each.name, each.size) for each in batch.files]
         body = dumps([batch.number, facts, pack_entries([each.entry for each in batch.files]), files, places])
-        descriptors = array("i", [each.fd for each in batch.folders])
-        while True:
-            try:
-                rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, descriptors)
-                self._socket.sendmsg([body], [rights], socket.MSG_DONTWAIT)
-                break
-            except OSError as error:
-                if error.errno not in _FULL or not self._sent:
-                    raise _Ended(str(error)) from error
-            self._receive()
+        self._pass(body, array("i", [each.fd for each in batch.folders]))
         self._sent.append(batch)
         self._batch = _Batch(batch.number + 1)
-        if len(self._sent) == _PARTS:
+        while len(self._sent) == _PARTS:
             self._receive()
 
+    def _pass(self, body: bytes, descriptors: array[int]) -> None:
+        """Send it; while there is no room for it, answers are heard, which makes some."""
+        rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, descriptors)
+        while True:
+            try:
+                self._socket.sendmsg([body], [rights], socket.MSG_DONTWAIT)
+                return
+            except OSError as error:
+                if error.errno not in _FULL or time.monotonic() > self._until:
+                    raise _Ended(str(error)) from error
+            if self._sent:
+                self._receive()
+            else:
+                time.sleep(_PAUSE)
+
     def _receive(self) -> None:
-        """Hear what became of the batch that was sent first."""
-        try:
-            number, answers = loads(self._socket.recv(_MESSAGE, socket.MSG_PEEK))
-        except (OSError, WireError, ValueError, TypeError) as error:
-            raise _Ended(str(error)) from error
+        """Hear some more of the batch that was sent first."""
+        number, first, answers = self._answer()
         failed, batch = None, self._sent[0]
-        if number == batch.number:  # else it was heard already
-            failed = self._hear(batch, answers)
-            self._sent.popleft()
+        if number == batch.number and first <= batch.heard:  # else all of it was heard already
+            failed = self._hear(batch, answers[batch.heard - first :])
+            if batch.heard == len(batch.files):
+                self._do(batch)
+                self._sent.popleft()
         self._socket.recv(1)  # all of it: it is one packet
         if failed is not None:
             raise failed
 
+    def _answer(self) -> Any:
+        """The next packet, which stays in the socket."""
+        waiting = select.poll()
+        waiting.register(self._socket, select.POLLIN)
+        rest = self._until - time.monotonic()
+        if not waiting.poll(None if rest == math.inf else max(0, rest * 1000)):
+            raise _Ended("it does not answer")
+        try:
+            try:
+                said = self._socket.recv(_MESSAGE, socket.MSG_PEEK)
+            except ConnectionResetError:  # which is told once, before what is still to be read
+                said = self._socket.recv(_MESSAGE, socket.MSG_PEEK)
+            return loads(said)
+        except (OSError, WireError) as error:
+            raise _Ended(str(error) if isinstance(error, OSError) else "it says no more") from error
+
     def _hear(self, batch: _Batch, answers: list[Any]) -> Exception | None:
-        """Of all its files, also when one ends the run."""
+        """Of all these files, also when one ends the run."""
         failed = None
-        for digests, error, told in answers[batch.heard :]:
+        for digests, error, told in answers:
             file = batch.files[batch.heard]
             batch.heard += 1
             try:
                 self._heard(file, Outcome(digests, _unpacked(error), told))
             except Exception as caught:
                 failed, self._failed = failed or caught, True
-        self._do(batch)
         return failed
 
     def _do(self, batch: _Batch) -> None:
@@ -280,15 +310,15 @@ def main(descriptor: int, area: int, *limits: int) -> None:
             number, facts, *columns = loads(body)
             folders = [_folder(fd, *each) for fd, each in zip(descriptors, facts, strict=True)]
             part = memory[number % _PARTS * _PART :][:_PART]
-            sock.send(dumps([number, _make(maker, report, part, folders, *columns)]))
+            made = _make(maker, report, part, folders, *columns)
+            for first in range(0, len(columns[-1]), _ANSWERED):
+                sock.send(dumps([number, first, list(islice(made, _ANSWERED))]))
             for each in folders:
                 each.close()
 
 
 def _folder(fd: int, path: bytes, fresh: bool, limit: int) -> Folder:
-    return Folder(
-        fd, path, Traits(NameRules(False, limit), unnamed=True, stale=False, alone=False), fresh=fresh
-    )
+    return Folder(fd, path, Traits(NameRules(False, limit), unnamed=True, stale=False), fresh=fresh)
 
 
 def _make(
@@ -299,9 +329,10 @@ def _make(
     packed: bytes,
     files: list[Any],
     places: list[int],
-) -> list[Any]:
-    at, outcomes = 0, []
-    for entry, (name, size, replace), place in zip(unpack_entries(packed), files, places, strict=True):
+) -> Iterator[Any]:
+    """Make the files; the answer for each."""
+    at = 0
+    for entry, (name, size), place in zip(unpack_entries(packed), files, places, strict=True):
         content = BytesReader(bytes(part[at : at + size]))
         at += size
         report.findings.clear()
@@ -309,11 +340,9 @@ def _make(
         error: Any = None
         try:
             runs = [(0, size)] if size else []
-            digests = maker.make(entry, content, runs, folders[place], name, replace=replace)
+            digests = maker.make(entry, content, runs, folders[place], name, replace=False)
         except Refused as refused:
             error = refused.code, refused.message
         except ImagefsError as failed:
             error = pack_error(failed)
-        told = [(each.severity, each.code, each.message) for each in report.findings]
-        outcomes.append((digests, error, told))
-    return outcomes
+        yield digests, error, [(each.severity, each.code, each.message) for each in report.findings]

@@ -18,6 +18,7 @@ import pytest
 
 from imagefs.block.views import BytesReader
 from imagefs.browse import workers
+from imagefs.browse.ahead import Files
 from imagefs.browse.apart import _GO_ON, ApartFileSystem, open_apart
 from imagefs.browse.content import MappedReader
 from imagefs.browse.opening import open_filesystem
@@ -405,6 +406,22 @@ def test_files_of_the_next_folder_are_asked_for_before_it_is_entered(
     assert len(list(opened_in_order(apart))) == 120 * 21
     assert len(waited) < 40
     apart.close()
+
+
+def test_after_a_guess_that_failed_none_is_made_for_a_while() -> None:
+    """Neither of the folder that is gone through nor of the next."""
+    files = Files()
+    found = [Entry(b"/d/%d" % at, EntryType.FILE, 0, f"{at}") for at in range(200)]
+    beyond = [Entry(b"/e/%d" % at, EntryType.FILE, 0, f"{at + 500}") for at in range(5)]
+    files.note(found)
+    for each in found[:3]:
+        files.take(each)
+    assert files.coming(b"/e", beyond) != []
+    files.rest()
+    assert files.coming(b"/e", beyond) == files.coming(b"/f", beyond) == []
+    for each in found[:100]:
+        assert files.take(each) == (None, [])
+    assert files.coming(b"/g", beyond) == []
 
 
 def test_files_opened_in_order_have_their_own_errors(wooded: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import random
 import resource
 import signal
 import stat
@@ -142,6 +143,20 @@ def test_where_it_cannot_begin_all_are_made(
     assert len(begun_at_once) == 1
 
 
+def test_where_it_ends_before_it_is_spoken_to_all_are_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begun_at_once: list[scribe.Scribe]
+) -> None:
+    def ended(limits: Limits, _: str, **more: Any) -> Started:
+        started = workers.start(limits, "tests.browse.no_such_module", **more)
+        started.process.wait()
+        return started
+
+    monkeypatch.setattr(scribe, "start", ended)
+    report = out(tree(), tmp_path / "out")
+    assert (report.files, report.findings) == (200, [])
+    assert begun_at_once == []
+
+
 def in_place_of(monkeypatch: pytest.MonkeyPatch, module: str) -> None:
     """Have ``module`` run in the process."""
 
@@ -260,6 +275,20 @@ def test_what_others_make_meanwhile_is_not_replaced(tmp_path: Path, overwrite: b
         assert (report.files, codes(report)) == (199, ["exists"])
 
 
+def test_a_name_that_was_refused_does_not_give_another_free(tmp_path: Path) -> None:
+    class Twins(FakeFs):
+        def open(self, entry: Entry, /) -> Reader:
+            if entry.inode == "2":
+                (tmp_path / "out" / "a").write_bytes(b"theirs")
+            return BytesReader(entry.inode.encode())
+
+    fs = Twins({b"/": [file(b"/A", "1"), file(b"/a", "2"), file(b"/A", "3")]})
+    report = out(fs, tmp_path / "out")
+    made = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    assert made == {"A": b"1", "a": b"theirs", "A~3": b"3"}
+    assert (report.files, codes(report)) == (2, ["exists", "renamed"])
+
+
 def test_resumed(tmp_path: Path) -> None:
     """What is there stays, what was cut off is made again, what is another's is told."""
     fs = tree()
@@ -361,6 +390,113 @@ def test_a_signal_while_an_answer_is_heard(
         digest, _, path = line.partition("  ")
         assert hashlib.sha256(Path(path).read_bytes()).hexdigest() == digest
     unfinished(tmp_path / "out", 400)
+
+
+def named_at_length(cls: type[Filled] = Filled) -> Filled:
+    """Files with long names that are shown four times as long: all that is told of them is long."""
+    fs = cls({b"/": []})
+    at = b"/" + b"\xff" * 200
+    fs.tree = {b"/": [folder(at, "9")], at: []}
+    fs.data = {}
+    for number in range(900):
+        path = at + b"/%03d" % number + b"\xfe" * 190
+        fs.data[path] = path
+        fs.tree[at].append(file(path, f"{number + 100}"))
+    return fs
+
+
+@pytest.mark.parametrize("ends", [False, True])
+def test_much_that_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ends: bool) -> None:
+    """Answers that fill the socket, with requests that do so on their way, also where the run ends early."""
+    in_place_of(monkeypatch, "tests.browse.lying_scribe")
+    monkeypatch.setattr(scribe, "_PATIENCE", 1000.0)
+
+    class Ending(Filled):
+        opened = 0
+
+        def open(self, entry: Entry, /) -> Reader:
+            self.opened += 1
+            if ends and self.opened == 600:
+                raise KeyboardInterrupt
+            return super().open(entry)
+
+    fs, report = named_at_length(Ending), ExtractReport()
+    options = ExtractOptions(verify=True)
+    with contextlib.suppress(KeyboardInterrupt):
+        extract(fs, [(fs.root(), os.fsencode(tmp_path / "out"))], options=options, report=report)
+    assert (report.files, len(report.findings), set(codes(report))) == (0, 599 if ends else 900, {"verify"})
+
+
+def test_closed_again_after_a_signal(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = ReadyScribe((), lambda *_: None, owners=False, verify=False)
+    process = made._process
+    ended = []
+
+    class Interrupted:
+        def end(self) -> None:
+            process.end()
+            ended.append(1)
+            if ended.count(1) == 1:
+                raise KeyboardInterrupt
+
+    made._process = Interrupted()  # type: ignore[assignment]
+    made.after(lambda: ended.append(2), lambda: ended.append(3))
+    with pytest.raises(KeyboardInterrupt):
+        made.close()
+    made.close()
+    assert ended == [2, 1, 1]
+
+
+class Interruption:
+    """KeyboardInterrupt before the instruction number ``at`` of the module that is looked at."""
+
+    def __init__(self, at: int = -1) -> None:
+        self.at, self.count = at, 0
+
+    def __call__(self, frame: Any, event: str, _: Any) -> Any:
+        if frame.f_code.co_filename != scribe.__file__:
+            return None
+        frame.f_trace_opcodes = True
+        if event == "opcode":
+            self.count += 1
+            if self.count == self.at:
+                sys.settrace(None)
+                raise KeyboardInterrupt
+        return self
+
+    def run(self, room: Path) -> ExtractReport:
+        fs, report = tree(6, 15, 300), ExtractReport()
+        manifest = Manifest(os.fsencode(room / "m"), overwrite=False, resume=False)
+        before = sys.gettrace()
+        sys.settrace(self)
+        try:
+            extract(fs, [(fs.root(), os.fsencode(room / "out"))], manifest=manifest, report=report)
+        finally:
+            sys.settrace(before)
+            manifest.keep()
+        return report
+
+
+def test_a_signal_between_any_two_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever it interrupts: no wrong digest, at most one file is not counted, no folder looks whole that is not."""
+    monkeypatch.setattr(scribe, "_FILES", 8)
+    monkeypatch.setattr(filewriter, "Scribe", ReadyScribe)
+    (tmp_path / "all").mkdir()
+    whole_run = Interruption()
+    assert whole_run.run(tmp_path / "all").files == 90
+    dice = random.Random(4)
+    for number in range(25):
+        room = tmp_path / f"{number}"
+        room.mkdir()
+        with pytest.raises(KeyboardInterrupt):
+            Interruption(dice.randrange(1, whole_run.count)).run(room)
+        told = (room / "m.partial").read_text() if (room / "m.partial").exists() else ""
+        names = [line.split("  ") for line in told.splitlines()]
+        for digest, path in names:
+            assert hashlib.sha256(Path(path).read_bytes()).hexdigest() == digest
+        count = whole(room / "out", tree(6, 15, 300)) if (room / "out").exists() else 0
+        assert count - 1 <= len(names) <= count
+        unfinished(room / "out", 15)
 
 
 def test_a_process_that_stands_still_is_not_waited_for_at_the_end(
@@ -515,7 +651,7 @@ def die_early(target: str) -> None:
     made._process.process.send_signal(signal.SIGSTOP)
     room = place.Folder.open(os.fsencode(target))
     for at in range(scribe._FILES + 1):
-        made.give(scribe.Given(file(b"/%d" % at), room, b"%d" % at, 4, False), b"data")
+        made.give(scribe.Given(file(b"/%d" % at), room, b"%d" % at, 4), b"data")
     sys.stdout.write(str(made._process.process.pid))
     sys.stdout.flush()
     os.kill(os.getpid(), signal.SIGKILL)

@@ -16,7 +16,7 @@ from fixtures import inner
 from tests.cli.conftest import Cli
 from tests.support.images import noise
 from tests.support.insidepast import SECRET, LuksPast, LvmPast, change_of
-from tests.support.oracles import run_tool, tool_text
+from tests.support.oracles import qemu_img, run_tool, tool_text
 
 UNLOCK = ("--unlock", "p0=fd:0")
 
@@ -122,7 +122,7 @@ def test_secrets_that_open_nothing(cli: Cli, luks: LuksPast, words: tuple[str, .
 def test_one_image_that_another_secret_opens(cli: Cli, luks: LuksPast) -> None:
     """Formatted again with another passphrase: the older images are looked into, the newest is told."""
     words = ["--object", "secret,id=s,data=other", "-o", "key-secret=s,iter-time=10", luks.disk, str(8 << 20)]
-    run_tool(["qemu-img", "create", "-q", "-f", "luks", *words])
+    qemu_img("create", "-q", "-f", "luks", *words)
     luks.step(new_source=True)
     ran = cli("history", "set", "/p0.1/home/doc.txt", *UNLOCK, stdin=SECRET)
     assert ran.code == 3

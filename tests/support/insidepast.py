@@ -14,7 +14,7 @@ from typing import Any
 from fixtures import inner
 from imagefs.ops.innervolumes import Secret
 from tests.support.images import capture_file
-from tests.support.oracles import loop_device, need_tool, run_tool, tool_text
+from tests.support.oracles import loop_device, need_tool, qemu_img, run_tool, tool_text
 from tests.support.past import MIB, Past
 
 SECRET = b"secret"
@@ -122,11 +122,10 @@ class LuksPast(InsidePast):
     name = "p0.1"
 
     def __init__(self, folder: Path) -> None:
-        need_tool("qemu-img")
         self._words = ["--object", f"secret,id=s,data={SECRET.decode()}"]
         disk = folder / "disk"
         made = ["-o", "key-secret=s,iter-time=10", disk, str(8 * MIB)]
-        run_tool(["qemu-img", "create", "-q", "-f", "luks", *self._words, *made])
+        qemu_img("create", "-q", "-f", "luks", *self._words, *made)
         super().__init__(folder, disk, 8 * MIB)
 
     def secrets(self) -> Mapping[str, Secret]:

@@ -32,6 +32,7 @@ __all__ = [
     "loop_device",
     "loop_mounted",
     "need_tool",
+    "qemu_img",
     "root_only",
     "run_tool",
     "tool_text",
@@ -52,6 +53,19 @@ def need_tool(*names: str) -> None:
             if os.environ.get("CI") == "true":
                 pytest.fail(missing_sentence(name))
             pytest.skip(missing_sentence(name))
+
+
+def qemu_img(*words: str | os.PathLike[str], cwd: Path | None = None) -> None:
+    """Run qemu-img. To make a LUKS header it takes the time of its own computing (``crypto/pbkdf.c``), and gives up
+    when the clock of that has not moved on a machine that is busy: then again."""
+    need_tool("qemu-img")
+    for left in reversed(range(20)):
+        try:
+            run_tool(["qemu-img", *words], cwd=cwd)
+            return
+        except ToolError as error:
+            if not left or "accurate CPU usage" not in str(error):
+                raise
 
 
 def tool_text(*argv: str | os.PathLike[str], timeout: float = 60) -> str:

@@ -21,7 +21,7 @@ from imagefs.volume.luks import read_header
 from imagefs.volume.luksunlock import unlock
 from imagefs.volume.sectorcipher import DecryptedReader, SectorCipher
 from tests.support.images import noise
-from tests.support.oracles import need_tool, run_tool
+from tests.support.oracles import need_tool, qemu_img, run_tool
 from tests.support.reader_contract import check_reader
 
 SECRET = b"secret"
@@ -81,12 +81,11 @@ def test_any_keyslot_opens_it(tmp_path: Path) -> None:
 
 def test_contents_that_qemu_wrote(tmp_path: Path) -> None:
     """An independent writer of data; libluksde is a second opinion, on whole sectors: on others it is wrong."""
-    need_tool("qemu-img")
     plain = noise(3 << 19) + bytes(1 << 19)
     (tmp_path / "plain").write_bytes(plain)
     options = ["-O", "luks", "-o", "key-secret=k,iter-time=10"]
     words = ["convert", "--object", "secret,id=k,data=secret", "-f", "raw", *options, "plain", "disk"]
-    run_tool(["qemu-img", *words], cwd=tmp_path)
+    qemu_img(*words, cwd=tmp_path)
     reader = BytesReader((tmp_path / "disk").read_bytes())
     content = opened(reader)
     check_reader(content, plain, rounds=60)
