@@ -96,8 +96,7 @@ def _filled(data: bytes) -> Iterator[tuple[int, int]]:
         return
     begin = None
     for at in range(0, len(data), GRAIN):
-        grain = data[at : at + GRAIN]
-        if grain == (_ZERO_GRAIN if len(grain) == GRAIN else bytes(len(grain))):
+        if data.startswith(_ZERO_GRAIN[: len(data) - at], at):  # a comparison without a copy
             if begin is not None:
                 yield begin, at
             begin = None
