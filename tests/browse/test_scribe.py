@@ -45,6 +45,7 @@ def begun_at_once(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[scribe.Scrib
 
     monkeypatch.setattr(filewriter, "_ENOUGH", 1)
     monkeypatch.setattr(filewriter, "Scribe", Known)
+    monkeypatch.setattr(scribe, "_PATIENCE", 1000.0)
     yield started
     assert all(each._process.process.poll() is not None for each in started), "a process is left"
 
@@ -377,7 +378,6 @@ def test_a_signal_while_an_answer_is_heard(
         return real(*words)
 
     monkeypatch.setattr(scribe, place, interrupted)
-    monkeypatch.setattr(scribe, "_PATIENCE", 300.0)
     fs, report = tree(5, 400), ExtractReport()
     manifest = Manifest(os.fsencode(tmp_path / "m"), overwrite=False, resume=False)
     with pytest.raises(KeyboardInterrupt):
@@ -409,7 +409,6 @@ def named_at_length(cls: type[Filled] = Filled) -> Filled:
 def test_much_that_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ends: bool) -> None:
     """Answers that fill the socket, with requests that do so on their way, also where the run ends early."""
     in_place_of(monkeypatch, "tests.browse.lying_scribe")
-    monkeypatch.setattr(scribe, "_PATIENCE", 1000.0)
 
     class Ending(Filled):
         opened = 0
