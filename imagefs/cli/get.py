@@ -356,7 +356,7 @@ def _say(console: Console, report: ExtractReport, manifest: str | None, *, silen
 
 def taken_words(report: ExtractReport) -> str:
     """What was made, in a line."""
-    kept = f", {report.kept} of them there already" if report.kept else ""
+    kept = f"; there already: {report.kept} files and links" if report.kept else ""
     return f"{_count(report.files, 'file')}, {size_text(report.bytes)}{kept}"
 
 

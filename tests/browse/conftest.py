@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 
@@ -89,5 +90,11 @@ class ReadyScribe(Scribe):
 def made(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Small files are made in this process, or in another from the first of them on."""
     if request.param != "here":
-        monkeypatch.setattr(filewriter, "_ENOUGH", 1)
-        monkeypatch.setattr(filewriter, "Scribe", ReadyScribe)
+        begin_at_once(monkeypatch)
+
+
+def begin_at_once(monkeypatch: pytest.MonkeyPatch, cls: type[Scribe] = ReadyScribe) -> None:
+    """Have the process started for the first small file, also where there is one core."""
+    monkeypatch.setattr(filewriter, "_ENOUGH", 1)
+    monkeypatch.setattr(filewriter, "Scribe", cls)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1})

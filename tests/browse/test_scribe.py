@@ -28,7 +28,7 @@ from imagefs.browse.taking import ExtractOptions, ExtractReport
 from imagefs.browse.workers import Limits, Started
 from imagefs.errors import BrowseError, IntegrityError, TargetError
 from imagefs.interfaces import Entry, NoProgress, Reader
-from tests.browse.conftest import ReadyScribe
+from tests.browse.conftest import ReadyScribe, begin_at_once
 from tests.browse.disks import STAMP_NS, FakeFs, file, folder, link
 from tests.support.oracles import need_tool, root_only, run_tool
 
@@ -43,8 +43,7 @@ def begun_at_once(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[scribe.Scrib
             super().__init__(*words, **more)  # type: ignore[arg-type]
             started.append(self)
 
-    monkeypatch.setattr(filewriter, "_ENOUGH", 1)
-    monkeypatch.setattr(filewriter, "Scribe", Known)
+    begin_at_once(monkeypatch, Known)
     monkeypatch.setattr(scribe, "_PATIENCE", 1000.0)
     yield started
     assert all(each._process.process.poll() is not None for each in started), "a process is left"
@@ -596,7 +595,12 @@ def test_an_owner_that_cannot_be_given_is_told(tmp_path: Path) -> None:
 
 
 def without_chown(target: str) -> None:
-    filewriter._ENOUGH, filewriter.Scribe = 1, ReadyScribe  # type: ignore[misc]
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        begin_at_once(monkeypatch)
+        give_away(target)
+
+
+def give_away(target: str) -> None:
     entries = [file(b"/a", mode=0o4755, uid=12345), file(b"/b")]
     report = out(FakeFs({b"/": entries}), Path(target), ExtractOptions(owners=True))
     sys.stdout.write(" ".join([str(report.files), *codes(report)]))
