@@ -72,7 +72,7 @@ def test_qmp(pair: tuple[socket.socket, socket.socket]) -> None:
         qmp.command("screendump", filename="x", format="png")
     assert qmp.event(0) == {"event": "RESUME"}
     assert qmp.event(0.01) is None
-    thread.join(10)
+    thread.join(300)
     assert [each["execute"] for each in said] == ["qmp_capabilities", "query-status", "screendump"]
     theirs.close()
     with pytest.raises(ServeError, match="ended"):

@@ -629,7 +629,7 @@ def test_a_worker_is_closed_from_another_thread_while_it_loops(hostile: Opener) 
     thread.start()
     time.sleep(0.2)
     fs.close()
-    thread.join(10)
+    thread.join(300)
     assert not thread.is_alive()
     assert "closed" in str(caught[0])
 

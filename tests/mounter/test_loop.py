@@ -105,7 +105,7 @@ def kernel(request: pytest.FixtureRequest) -> Iterator[Kernel]:
     made.thread.start()
     yield made
     made.loop.stop()
-    made.thread.join(20)
+    made.thread.join(300)
     assert not made.thread.is_alive()
     assert made.codes == [0]
     assert made.calls == ["new", "mount", "unmount", "destroy"]
@@ -156,12 +156,12 @@ def test_an_answer_nobody_waits_for_is_taken_back(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("mounter.loop.os.writev", nobody)
     made.thread.start()
     made.read(3, 7, 0, 4)
-    for _ in range(200):
+    for _ in range(6000):
         if made.requests.taken_back:
             break
         threading.Event().wait(0.05)
     made.loop.stop()
-    made.thread.join(20)
+    made.thread.join(300)
     assert made.requests.taken_back == [(READ, Pattern.data[:4])]
 
 
@@ -197,14 +197,14 @@ def test_who_waits_for_us_is_answered_as_long_as_the_forgetter_waits_for_them() 
     made.read(3, 7, 0, 4)
     assert made.answer() == (3, 0, Pattern.data[:4])
     held.set()
-    made.thread.join(20)
+    made.thread.join(300)
     assert made.codes == [0]
 
 
 def test_libfuse_can_end_it(kernel: Kernel) -> None:
     kernel.exited = True
     kernel.send(INIT, 11)
-    kernel.thread.join(20)
+    kernel.thread.join(300)
     assert kernel.codes == [0]
 
 

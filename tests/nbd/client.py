@@ -141,7 +141,7 @@ def talking(exports: Sequence[Export], *, stall: float = 20.0) -> Iterator[tuple
         yield Client(ours), log
     finally:
         ours.close()
-        thread.join(20)
+        thread.join(300)
         assert not thread.is_alive(), "the server ends when its client does"
 
 

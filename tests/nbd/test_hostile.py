@@ -69,7 +69,7 @@ def talk(messages: list[bytes]) -> list[str]:
             for message in messages:
                 client.socket.sendall(message)
             client.socket.shutdown(socket.SHUT_WR)
-        reader.join(20)
+        reader.join(300)
         assert not reader.is_alive()
     return log
 
@@ -239,6 +239,6 @@ def test_the_end_takes_clients_and_socket_along(listener: Listener) -> None:
         assert not Path(listener.path).exists()
         server.wait()
         for thread in threads:
-            thread.join(10)
+            thread.join(300)
         assert not [thread for thread in threads if thread.is_alive()]
     assert log == []

@@ -377,7 +377,7 @@ def test_a_stream_that_comes_in_drops(store: MemoryStore) -> None:
     try:
         capture(StreamSource(reading), store, CaptureOptions(chunk_size=CHUNK, threads=1))
     finally:
-        thread.join(10)
+        thread.join(300)
         os.close(reading)
     assert newest_bytes(store) == data
 

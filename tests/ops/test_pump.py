@@ -179,12 +179,12 @@ def test_a_source_that_never_says_anything_does_not_hold_up_an_interrupt() -> No
         assert next(ahead) == b"first"
         before = time.monotonic()
         ahead.close()
-        assert time.monotonic() - before < 60, "it came back at all"
+        assert time.monotonic() - before < 600, "it came back at all"
     finally:
         os.close(writing)
         for thread in threading.enumerate():
             if thread.name == "read-ahead":
-                thread.join(10)
+                thread.join(300)
         os.close(reading)
     assert pump_threads() == []
 

@@ -146,13 +146,13 @@ def test_two_writers_of_one_name(tmp_path: Path) -> None:
     def slow() -> Iterator[bytes]:
         yield b"slow "
         begun.set()
-        assert go_on.wait(60)
+        assert go_on.wait(300)
         yield b"one"
 
     def quick() -> Iterator[bytes]:
         yield b"quick "
         writer.start()
-        assert begun.wait(60)
+        assert begun.wait(300)
         yield b"one"
 
     writer = threading.Thread(target=cache.put, args=("a", slow()))

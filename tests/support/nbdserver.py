@@ -33,7 +33,7 @@ class Served:
 
     def end(self, number: int = signal.SIGTERM) -> int:
         self.process.send_signal(number)
-        return self.process.wait(30)
+        return self.process.wait(300)
 
 
 @contextmanager
@@ -57,7 +57,7 @@ def nbd_server(room: Path, *words: str, env: dict[str, str] | None = None) -> It
     finally:
         process.terminate()
         try:
-            process.wait(30)
+            process.wait(300)
         finally:
             process.kill()
             process.communicate()
