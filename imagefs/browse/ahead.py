@@ -144,7 +144,7 @@ class Files:
                 self._at = next((at for at, each in enumerate(self._now[:_FILES]) if _same(each, file)), -1)
                 self._hits = self._hits // 2 if self._at == 0 and self._hits > 0 else min(0, self._hits)
             if self._at < 0:
-                self._now, self._at = [], 0
+                self._now, self._at, self._hits = [], 0, min(0, self._hits + 1)
                 return None, []
             self._at += 1
             self._hits += 1

@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import errno
 import math
+import resource
 import select
 import socket
 import time
 from array import array
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, NamedTuple
@@ -49,7 +49,7 @@ SMALL, PATH = 256 << 10, 1000
 #: A batch has its bytes in one of these parts of the shared memory, and so many files at most.
 _PART, _FILES = 1 << 20, 64
 _PARTS = ch.AREA // _PART
-#: So many folders stay open at most because files in them are not made yet.
+#: So many folders stay open at most because files in them are not made yet, or a quarter of what may be open.
 _OPEN = 100
 _MESSAGE = 256 << 10
 #: So many files are answered for with one packet, which must stay below what a socket takes.
@@ -125,6 +125,7 @@ class Scribe:
         self._failed = False
         #: When waiting ends.
         self._until = math.inf
+        self._open = min(_OPEN, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
 
     def is_ready(self) -> bool:
         """Whether files can be given to it. TargetError where it ended before."""
@@ -160,7 +161,7 @@ class Scribe:
             call()
             return
         last.after.append((call, otherwise))
-        while sum(len(each.after) for each in (*self._sent, self._batch)) > _OPEN:
+        while sum(len(each.after) for each in (*self._sent, self._batch)) > self._open:
             if self._sent:
                 self._receive()
             else:
@@ -178,22 +179,26 @@ class Scribe:
         longer than ``_PATIENCE``; errors of it come too late."""
         self._until = time.monotonic() + _PATIENCE
         try:
-            with suppress(ImagefsError):
-                if self._batch.files:
-                    self._send()
-            while self._sent:
-                try:
-                    self._receive()
-                except _Ended:
-                    break
-                except ImagefsError:
-                    continue
+            while self._batch.files and self._survives(self._send):
+                pass
+            while self._sent and self._survives(self._receive):
+                pass
         finally:
             left, self._failed = (*self._sent, self._batch), True
             self._sent, self._batch = deque(), _Batch(0)
             self._process.end()
             for batch in left:
                 self._do(batch)
+
+    def _survives(self, step: Call) -> bool:
+        """Whether the process is still there after a step, which may fail otherwise."""
+        try:
+            step()
+        except _Ended:
+            return False
+        except ImagefsError:
+            pass
+        return True
 
     # -- batches -------------------------------------------------------------------------------------
 
@@ -224,8 +229,8 @@ class Scribe:
                     raise _Ended(str(error)) from error
             if self._sent:
                 self._receive()
-            else:
-                time.sleep(_PAUSE)
+            elif self._waits(_PAUSE):  # nothing was asked: that is its end
+                raise _Ended("it is gone")
 
     def _receive(self) -> None:
         """Hear some more of the batch that was sent first."""
@@ -236,34 +241,43 @@ class Scribe:
             if batch.heard == len(batch.files):
                 self._do(batch)
                 self._sent.popleft()
-        self._socket.recv(1)  # all of it: it is one packet
+        self._read(1)  # all of it: it is one packet
         if failed is not None:
             raise failed
 
     def _answer(self) -> Any:
         """The next packet, which stays in the socket."""
-        waiting = select.poll()
-        waiting.register(self._socket, select.POLLIN)
         rest = self._until - time.monotonic()
-        if not waiting.poll(None if rest == math.inf else max(0, rest * 1000)):
+        if not self._waits(None if rest == math.inf else max(0, rest)):
             raise _Ended("it does not answer")
         try:
+            return loads(self._read(_MESSAGE, socket.MSG_PEEK))
+        except WireError as error:
+            raise _Ended("it says no more") from error
+
+    def _waits(self, seconds: float | None) -> bool:
+        """Whether there is something to read within that time."""
+        waiting = select.poll()
+        waiting.register(self._socket, select.POLLIN)
+        return bool(waiting.poll(None if seconds is None else seconds * 1000))
+
+    def _read(self, most: int, flags: int = 0) -> bytes:
+        try:
             try:
-                said = self._socket.recv(_MESSAGE, socket.MSG_PEEK)
+                return self._socket.recv(most, flags)
             except ConnectionResetError:  # which is told once, before what is still to be read
-                said = self._socket.recv(_MESSAGE, socket.MSG_PEEK)
-            return loads(said)
-        except (OSError, WireError) as error:
-            raise _Ended(str(error) if isinstance(error, OSError) else "it says no more") from error
+                return self._socket.recv(most, flags)
+        except OSError as error:
+            raise _Ended(str(error)) from error
 
     def _hear(self, batch: _Batch, answers: list[Any]) -> Exception | None:
         """Of all these files, also when one ends the run."""
         failed = None
         for digests, error, told in answers:
-            file = batch.files[batch.heard]
+            file, outcome = batch.files[batch.heard], Outcome(digests, _unpacked(error), told)
             batch.heard += 1
             try:
-                self._heard(file, Outcome(digests, _unpacked(error), told))
+                self._heard(file, outcome)
             except Exception as caught:
                 failed, self._failed = failed or caught, True
         return failed

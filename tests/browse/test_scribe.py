@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import random
@@ -423,6 +424,69 @@ def test_much_that_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ends
     with contextlib.suppress(KeyboardInterrupt):
         extract(fs, [(fs.root(), os.fsencode(tmp_path / "out"))], options=options, report=report)
     assert (report.files, len(report.findings), set(codes(report))) == (0, 599 if ends else 900, {"verify"})
+
+
+@pytest.mark.parametrize("ends", [False, True])
+def test_one_that_dies_while_it_is_heard(tmp_path: Path, ends: bool) -> None:
+    """Whatever it said before is heard, and the error is ours."""
+    heard: list[bytes] = []
+    made: ReadyScribe
+
+    def hear(file: scribe.Given, outcome: scribe.Outcome) -> None:
+        heard.append(file.name)
+        if len(heard) == 1:
+            while len(os.listdir(tmp_path)) < 5 * scribe._FILES:
+                time.sleep(0.001)
+            time.sleep(0.1)  # the last ones are being answered for
+            made._process.process.kill()
+            made._process.process.wait()
+
+    made = ReadyScribe((), hear, owners=False, verify=False)
+    assert made.is_ready()
+    room = place.Folder.open(os.fsencode(tmp_path))
+    for at in range(5 * scribe._FILES):
+        made.give(scribe.Given(file(b"/%d" % at), room, b"%d" % at, 4), b"data")
+    made._send()
+    if not ends:
+        made.finish()
+    made.close()
+    assert len(heard) == 5 * scribe._FILES
+    room.close()
+
+
+def test_what_is_given_last_is_made_though_an_error_comes_before(tmp_path: Path) -> None:
+    heard: list[bytes] = []
+
+    def hear(file: scribe.Given, outcome: scribe.Outcome) -> None:
+        heard.append(file.name)
+        if len(heard) == 1:
+            raise TargetError("the first of all")
+
+    made = ReadyScribe((), hear, owners=False, verify=False)
+    assert made.is_ready()
+    room = place.Folder.open(os.fsencode(tmp_path))
+    for at in range(scribe._FILES + 9):
+        made.give(scribe.Given(file(b"/%d" % at), room, b"%d" % at, 4), b"data")
+    sends = made._socket
+
+    class Full:
+        """Says once that there is no room."""
+
+        def sendmsg(self, *words: Any) -> int:
+            made._socket = sends
+            raise BlockingIOError(errno.EAGAIN, "full")
+
+    made._socket = Full()  # type: ignore[assignment]
+    receive = made._receive
+
+    def once() -> None:
+        made._socket = sends
+        receive()
+
+    made._receive = once  # type: ignore[method-assign]
+    made.close()
+    assert len(heard) == len(os.listdir(tmp_path)) == scribe._FILES + 9
+    room.close()
 
 
 def test_closed_again_after_a_signal(monkeypatch: pytest.MonkeyPatch) -> None:
