@@ -15,7 +15,7 @@ from imagefs.block.views import BytesReader
 from imagefs.browse.copying import Ranges, new_hashes, pieces, plan
 from imagefs.browse.manifest import Manifest
 from imagefs.browse.names import printable
-from imagefs.browse.place import Refused, check_name
+from imagefs.browse.place import check_name
 from imagefs.browse.taking import ExtractOptions, ExtractReport, Extras, bytes_below, shown
 from imagefs.browse.targetnames import same_key
 from imagefs.browse.tarzip import Content, Member, TarWriter, ZipWriter
@@ -120,7 +120,7 @@ class _Run:
     def _one(
         self, entry: Entry, name: bytes, lead: bytes, names: _Names, levels: list[_Level], trail: Trail
     ) -> None:
-        try:
+        with self.report.or_left_out(entry):
             made = names.choose(entry, name)
             member = Member(lead + made, entry, self._xattrs(entry))
             match entry.type:
@@ -140,12 +140,6 @@ class _Run:
                     return
             self._tell_renamed(entry, name, made)
             self._streams(member, lead, made, names)
-        except TargetError:
-            raise
-        except Refused as refused:
-            self.report.left_out(entry, refused.code, refused.message)
-        except ImagefsError as error:
-            self.report.left_out(entry, error.code, error.message)
 
     def _directory(self, member: Member, trail: Trail) -> _Level:
         trail.enter(member.entry)
@@ -190,18 +184,12 @@ class _Run:
         for stream, known in self._extras.streams(member.entry):
             fs = self._fs
             assert isinstance(fs, HasStreams)
-            try:
+            with self.report.or_left_out(stream):
                 wanted = made + stream.name[len(member.entry.name) :]
                 chosen = names.choose(stream, wanted)
                 opener = partial(fs.open_stream, member.entry, known.name)
                 self._content(Member(lead + chosen, stream, {}), opener)
                 self._tell_renamed(stream, wanted, chosen)
-            except TargetError:
-                raise
-            except Refused as refused:
-                self.report.left_out(stream, refused.code, refused.message)
-            except ImagefsError as error:
-                self.report.left_out(stream, error.code, error.message)
 
     def _content(self, member: Member, opener: Callable[[], Reader]) -> list[str]:
         reader = opener()

@@ -164,7 +164,7 @@ class _Run:
         self, entry: Entry, folder: Folder, name: bytes, spot: Spot, levels: list[_Level], trail: Trail
     ) -> None:
         self._advance(0)  # of what has no bytes it would hear nothing, and could not end it
-        with self._files.or_left_out(entry):
+        with self.report.or_left_out(entry):
             made = folder.choose(name, entry.inode, sure=self._files.finish)
             match entry.type:
                 case EntryType.FILE:

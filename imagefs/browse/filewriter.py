@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
@@ -14,10 +14,10 @@ from imagefs.browse.dress import Dresser
 from imagefs.browse.making import Maker
 from imagefs.browse.manifest import Manifest
 from imagefs.browse.names import printable
-from imagefs.browse.place import Folder, Refused
+from imagefs.browse.place import Folder
 from imagefs.browse.scribe import PATH, SMALL, Given, Outcome, Scribe
 from imagefs.browse.taking import ExtractOptions, ExtractReport, Extras, shown
-from imagefs.errors import BrowseError, ImagefsError, TargetError
+from imagefs.errors import BrowseError, TargetError
 from imagefs.interfaces import Entry, FileSystem, HasStreams, Progress, Reader
 
 #: Grains in which targets keep times, in ns: NTFS, microseconds, exFAT, seconds, FAT.
@@ -91,23 +91,11 @@ class FileWriter:
         for stream, known in self.extras.streams(entry):
             fs = self._fs
             assert isinstance(fs, HasStreams)
-            with self.or_left_out(stream):
+            with self._report.or_left_out(stream):
                 wanted = name + stream.name[len(entry.name) :]
                 made = folder.choose(wanted, entry.inode, sure=self.finish)
                 self._content(stream, partial(fs.open_stream, entry, known.name), folder, made, now=True)
                 self.tell_renamed(stream, wanted, made)
-
-    @contextmanager
-    def or_left_out(self, entry: Entry) -> Iterator[None]:
-        """What cannot be made of an entry inside this is a finding; TargetError ends all."""
-        try:
-            yield
-        except TargetError:
-            raise
-        except Refused as refused:
-            self._report.left_out(entry, refused.code, refused.message)
-        except ImagefsError as error:
-            self._report.left_out(entry, error.code, error.message)
 
     def finish(self) -> None:
         """Wait for files that are being made."""
@@ -211,7 +199,7 @@ class FileWriter:
         if outcome.error is None:
             self._count(file.size, file.folder, file.name, outcome.digests)
             return
-        with self.or_left_out(file.entry):
+        with self._report.or_left_out(file.entry):
             raise outcome.error
 
     def _check_room(self, entry: Entry, reader: Reader, folder: Folder, needed: int) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from imagefs.browse.names import printable, safe_name
+from imagefs.browse.place import Refused
 from imagefs.browse.walk import walk
-from imagefs.errors import ImagefsError
+from imagefs.errors import ImagefsError, TargetError
 from imagefs.interfaces import Entry, EntryType, FileSystem, Finding, HasStreams, HasXattrs, Progress, Stream
 
 #: Findings that are kept; of more than these only the number is.
@@ -71,6 +74,18 @@ class ExtractReport:
 
     def left_out(self, entry: Entry, code: str, why: str) -> None:
         self.tell(entry, code, f"'{shown(entry)}' is left out: {why}")
+
+    @contextmanager
+    def or_left_out(self, entry: Entry) -> Iterator[None]:
+        """What cannot be made of an entry inside this is a finding; TargetError ends all."""
+        try:
+            yield
+        except TargetError:
+            raise
+        except Refused as refused:
+            self.left_out(entry, refused.code, refused.message)
+        except ImagefsError as error:
+            self.left_out(entry, error.code, error.message)
 
     def unread(self, entry: Entry, ranges: list[tuple[int, int]]) -> None:
         """What the image does not have of a file, and was written as zeros."""

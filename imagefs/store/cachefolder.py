@@ -99,7 +99,8 @@ def _write(folder: int, name: str, parts: Iterable[bytes]) -> None:
             _write_all(fd, part)
         os.rename(fresh, name, src_dir_fd=folder, dst_dir_fd=folder)
     except BaseException:
-        os.unlink(fresh, dir_fd=folder)
+        with contextlib.suppress(FileNotFoundError):  # a signal, when it had its name already
+            os.unlink(fresh, dir_fd=folder)
         raise
     finally:
         os.close(fd)

@@ -7,6 +7,7 @@ import stat
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -174,6 +175,19 @@ def test_a_writer_that_fails_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         cache.put("a", failing())
     assert os.listdir(cache.folder) == []
+
+
+def test_a_signal_after_it_has_its_name_is_not_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache, rename = CacheFolder(tmp_path / "cache"), os.rename
+
+    def interrupted(*words: Any, **more: Any) -> None:
+        rename(*words, **more)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        cache.put("a", (b"whole",))
+    assert cache.get("a", 100) == b"whole"
 
 
 def test_many_at_once(tmp_path: Path) -> None:
