@@ -543,6 +543,19 @@ class Interruption:
         return report
 
 
+def _interrupted(tmp_path: Path, number: int, at: int) -> Path:
+    """The folder of a run that was interrupted at step ``at``, or sooner where a run (they differ) has fewer steps."""
+    room = tmp_path / f"{number}-{at}"
+    room.mkdir()
+    interruption = Interruption(at)
+    try:
+        interruption.run(room)
+    except KeyboardInterrupt:
+        return room
+    assert interruption.count < at, "the interruption was lost"
+    return _interrupted(tmp_path, number, at * 9 // 10)
+
+
 def test_a_signal_between_any_two_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever it interrupts: no wrong digest, at most one file is not counted, no folder looks whole that is not."""
     monkeypatch.setattr(scribe, "_FILES", 8)
@@ -552,10 +565,7 @@ def test_a_signal_between_any_two_steps(tmp_path: Path, monkeypatch: pytest.Monk
     assert whole_run.run(tmp_path / "all").files == 90
     dice = random.Random(4)
     for number in range(25):
-        room = tmp_path / f"{number}"
-        room.mkdir()
-        with pytest.raises(KeyboardInterrupt):
-            Interruption(dice.randrange(1, whole_run.count)).run(room)
+        room = _interrupted(tmp_path, number, dice.randrange(1, whole_run.count))
         told = (room / "m.partial").read_text() if (room / "m.partial").exists() else ""
         names = [line.split("  ") for line in told.splitlines()]
         for digest, path in names:
