@@ -218,6 +218,11 @@ _OF_MODE = {
 }
 
 
+def device_flags(mode: int) -> tuple[str, ...]:
+    """What ``Entry.flags`` says of a device, by its Unix mode: whether it is one of blocks or of characters."""
+    return {stat.S_IFCHR: ("char",), stat.S_IFBLK: ("block",)}.get(stat.S_IFMT(mode), ())
+
+
 class Entry(NamedTuple):
     """One file or directory of a file system. A named tuple, because a folder has many of them and a
     frozen dataclass takes ten times as long to make.

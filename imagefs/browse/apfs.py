@@ -1,94 +1,121 @@
-"""APFS through libfsapfs: the only module that knows pyfsapfs, which is an extra (``imagefs[apfs]``).
+"""APFS: a FileSystem over what ``apfsdisk`` decodes.
 
-A container with one volume shows that volume's tree; with several, each is a folder of its name. Volumes
-as they are now, not their snapshots; an encrypted one is refused. The library is called by one thread at
-a time; what it says of damage becomes BrowseError. pyproject.toml names the one version that was held
-against the records on the disk: it gives the times of creation and of modification for each other.
+Ours, because libfsapfs (20260921) was tried: it opens no volume with many snapshots and no container whose newest
+checkpoint is damaged, holds few checksums, and decodes no LZFSE in resource forks; ARCHITECTURE.md has what was tried.
+A container with one volume shows that volume's tree; with several, each is a folder of its name.
 """
 
 from __future__ import annotations
 
 import stat
-import threading
+import struct
+import unicodedata
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from imagefs.block.views import LibraryFile
-from imagefs.browse.content import FetchReader
+from imagefs.block.views import BytesReader
+from imagefs.browse import decmpfs
+from imagefs.browse.apfsdisk import INODE, NAME, XATTR, Disk, Tree, Volume, broken
+from imagefs.browse.content import MappedReader, Piece
 from imagefs.browse.listing import Listings
 from imagefs.browse.names import join, printable, repeated, safe_name, shown_name
-from imagefs.errors import BrowseError, NotAFileSystem, PathNotFound
-from imagefs.interfaces import Entry, EntryType, Place, Reader, Stream
+from imagefs.errors import BrowseError, PathNotFound
+from imagefs.interfaces import Entry, EntryType, Named, Place, Reader, Stream, device_flags
 
-#: What the library itself makes use of, or what is given as a stream.
-_FORK = "com.apple.ResourceFork"
-_INTERNAL = frozenset({_FORK, "com.apple.decmpfs", "com.apple.fs.symlink"})
-_RSRC = b"rsrc"
-_MAX_VALUE, _MAX_ATTRIBUTES, _MAX_VOLUMES = 16 << 20, 1 << 16, 100
-_SPARSE = 1
-_LIBRARY_ERRORS = (OSError, ValueError, MemoryError, OverflowError, RuntimeError)
+_ROOT = 2
+_FORK, _LINK, _RSRC = b"com.apple.ResourceFork", b"com.apple.fs.symlink", b"rsrc"
+#: What is used here, or given as a stream.
+_INTERNAL = frozenset({_FORK, _LINK, decmpfs.ATTRIBUTE})
+_MAX_VALUE, _MAX_ATTRIBUTES, _MAX_PIECES = 16 << 20, 1 << 16, 1 << 22
+#: Flags of a file (bsd_flags) and of an inode, types of extended fields, flags of an attribute.
+_COMPRESSED, _DATALESS = 0x20, 0x40000000
+_HAS_PLAIN_SIZE = 0x40000
+_F_STREAM, _F_DEVICE = 8, 14
+_APART, _EMBEDDED = 1, 2
+#: Types in a directory (those of readdir).
+_TYPES = {
+    1: EntryType.FIFO,
+    2: EntryType.DEVICE,
+    4: EntryType.DIRECTORY,
+    6: EntryType.DEVICE,
+    8: EntryType.FILE,
+    10: EntryType.SYMLINK,
+    12: EntryType.SOCKET,
+}
+_inode = struct.Struct("<2Q4QQiIIIIIHHQ")
+
+
+class Inode(NamedTuple):
+    """Of a file (j_inode_val_t). ``content`` is the number of its extents, ``size`` theirs in bytes. ``times`` are
+    those of creation, modification, change and access in ns since 1970."""
+
+    number: int
+    content: int
+    times: tuple[int, ...]
+    flags: int
+    links: int
+    bsd: int
+    uid: int
+    gid: int
+    mode: int
+    plain: int
+    size: int
+    device: int
+
+    @property
+    def is_compressed(self) -> bool:
+        return bool(self.bsd & _COMPRESSED) and stat.S_ISREG(self.mode)
+
+
+class Attribute(NamedTuple):
+    """An extended one: its bytes, or where it has a content of its own its number and size."""
+
+    name: bytes
+    inside: bytes
+    content: int
+    size: int
 
 
 class _At(NamedTuple):
-    """A file: the number of its volume, and its number there; no volume: the list of volumes."""
+    """A file: which tree it is in, and its number there; no tree: the list of volumes."""
 
-    volume: int | None
-    file: int
+    tree: Tree | None
+    number: int
 
 
 def open_apfs(reader: Reader) -> ApfsFileSystem:
     """The APFS on ``reader``, which stays the caller's; NotAFileSystem says what is in the way."""
-    if reader.read_at(32, 4) != b"NXSB":
-        raise NotAFileSystem("the volume is not APFS")
-    try:
-        import pyfsapfs
-    except ImportError as error:
-        raise NotAFileSystem(
-            "the volume is APFS, for which libfsapfs-python is not installed",
-            hint="install it with `make install EXTRAS=apfs`, or `pip install 'imagefs[apfs]'`",
-        ) from error
-    file, container = LibraryFile(reader), pyfsapfs.container()
-    try:
-        container.open_file_object(file)
-        volumes = [container.get_volume(i) for i in range(min(container.number_of_volumes, _MAX_VOLUMES))]
-        names = [str(volume.name or "") for volume in volumes]
-    except _LIBRARY_ERRORS as error:
-        if file.error is not None:
-            raise file.error from None
-        said = f"the volume seems to be APFS, which cannot be opened ({_said(error)})"
-        raise NotAFileSystem(said, hint="the file system is damaged") from error
-    if not volumes:
-        raise NotAFileSystem("the APFS container has no volume")
-    return ApfsFileSystem(file, container, volumes, names)
+    disk = Disk(reader)
+    return ApfsFileSystem(disk, disk.volumes())
 
 
 class ApfsFileSystem:
-    """A FileSystem with attributes, and with resource forks as streams called ``rsrc``."""
+    """A FileSystem and what it has beside: names alone, attributes, and resource forks as streams called ``rsrc``."""
 
     kind = "apfs"
-    case_insensitive = False
-    used_bytes = None
 
-    def __init__(self, file: LibraryFile, container: Any, volumes: list[Any], names: list[str]) -> None:
-        self.label = names[0] if len(names) == 1 else ""
-        self._file = file
-        self._container: Any = container
+    def __init__(self, disk: Disk, volumes: list[Volume]) -> None:
+        if not volumes:
+            raise broken("the container", "it has no volume")
+        self.label = volumes[0].name if len(volumes) == 1 else ""
+        self.case_insensitive = all(volume.folds for volume in volumes)
+        self._disk: Disk | None = disk
         self._volumes = volumes
-        self._names = [name.encode("utf-8", "surrogatepass") for name in names]
-        self._lock = threading.Lock()
-        self._listings = Listings(self._scan, case_insensitive=False, readlink=self.readlink)
+        self._trees: dict[int, Tree] = {}
+        self._listings = Listings(
+            self._scan, case_insensitive=self.case_insensitive, readlink=self.readlink, other=self._other
+        )
+
+    @property
+    def used_bytes(self) -> int | None:
+        disk = self._opened()
+        used = sum(volume.allocated for volume in self._volumes)
+        return used * disk.block_size if used <= disk.blocks else None
 
     def root(self) -> Entry:
         if len(self._volumes) > 1:
             return Entry(b"/", EntryType.DIRECTORY, 0, "0", mode=0o755)
         return self._top(0, b"/")
-
-    def _top(self, volume: int, path: bytes) -> Entry:
-        with self._asking(path):
-            if self._volumes[volume].is_locked():
-                raise _encrypted(self._names[volume])
-            return self._entry(path, volume, self._volumes[volume].root_directory)
 
     def lookup(self, path: bytes, /) -> Entry:
         return self._listings.lookup(self.root(), path)
@@ -96,190 +123,367 @@ class ApfsFileSystem:
     def children(self, entry: Entry, /) -> Iterator[Entry]:
         return self._listings.children(entry)
 
+    def names(self, entry: Entry, /) -> Iterator[Entry | Named]:
+        kept = self._listings.kept(entry)
+        if kept is not None or self._at(entry).tree is None:
+            return self.children(entry)
+        return self._names(entry)
+
     def open(self, entry: Entry, /) -> Reader:
+        shown = printable(entry.path)
         if entry.type is not EntryType.FILE:
-            raise BrowseError(f"'{printable(entry.path)}' is not a file but a {entry.type}", path=entry.path)
-        with self._asking(entry.path):
-            return self._content(entry, self._get(entry))
+            raise BrowseError(f"'{shown}' is not a file but a {entry.type}", path=entry.path)
+        tree, inode = self._of(entry)
+        if inode.bsd & _DATALESS:
+            said = f"'{shown}' cannot be read: it is kept in the cloud, and its content is not on this disk"
+            raise BrowseError(said, hint="take it from an older image, or from the cloud", path=entry.path)
+        if inode.is_compressed:
+            attributes = _attributes(tree, inode)
+            packed, fork = attributes.get(decmpfs.ATTRIBUTE), attributes.get(_FORK)
+            return decmpfs.open_content(
+                None if packed is None else _value(tree, packed, entry),
+                lambda: None if fork is None else _content(tree, fork.content, fork.size, entry),
+                shown,
+            )
+        return _content(tree, inode.content, inode.size, entry)
 
     def readlink(self, entry: Entry, /) -> bytes:
         if entry.type is not EntryType.SYMLINK:
             raise BrowseError(f"'{printable(entry.path)}' is not a symbolic link", path=entry.path)
-        with self._asking(entry.path):
-            target = self._get(entry).symbolic_link_target
+        tree, inode = self._of(entry)
+        found = _attributes(tree, inode).get(_LINK)
+        target = b"" if found is None else _value(tree, found, entry).partition(b"\0")[0]
         if not target:
-            raise _broken(entry.path, "it has no target")
-        return str(target).encode("utf-8", "surrogatepass")
+            raise broken(f"'{printable(entry.path)}'", "it has no target")
+        return target
 
     def places(self, entry: Entry, /) -> list[Place]:
         if entry.type is not EntryType.FILE:
             return []
-        with self._asking(entry.path):
-            file = self._get(entry)
-            extents = [file.get_extent(i) for i in range(file.number_of_extents)]
-        return [Place(b"", at, at + length) for at, length, flags in extents if not flags & _SPARSE]
+        tree, inode = self._of(entry)
+        contents = [(b"", inode.content, inode.size)]
+        if not inode.is_compressed:
+            contents += [
+                (_RSRC, each.content, each.size) for each in self._forks(tree, inode) if each.content
+            ]
+        elif fork := _attributes(tree, inode).get(_FORK):
+            contents = [(b"", fork.content, fork.size)]
+        return [
+            Place(stream, piece.source, piece.source + piece.length)
+            for stream, number, size in contents
+            for piece in _pieces(tree, number, size, entry)
+            if piece.source is not None
+        ]
 
     def xattrs(self, entry: Entry, /) -> dict[bytes, bytes]:
         """macOS knows no name spaces; on Linux all of them are the user's."""
-        if self._is_list(entry):
+        if self._at(entry).tree is None:
             return {}
-        found = {}
-        with self._asking(entry.path):
-            for each in self._attributes(self._get(entry)):
-                if each.name in _INTERNAL:
-                    continue
-                size = int(each.size)
-                if size > _MAX_VALUE:
-                    raise _broken(entry.path, f"its attribute {each.name} has {size} bytes")
-                value = each.read_buffer_at_offset(size, 0) if size else b""
-                if len(value) != size:
-                    raise _broken(entry.path, f"its attribute {each.name} is cut off")
-                found[b"user." + each.name.encode("utf-8", "surrogatepass")] = value
-        return found
+        tree, inode = self._of(entry)
+        return {
+            b"user." + name: _value(tree, each, entry)
+            for name, each in _attributes(tree, inode).items()
+            if name not in _INTERNAL
+        }
 
     def streams(self, entry: Entry, /) -> list[Stream]:
-        if self._is_list(entry):
+        if self._at(entry).tree is None:
             return []
-        with self._asking(entry.path):
-            found = self._attributes(self._get(entry))
-            return [Stream(_RSRC, int(each.size)) for each in found if each.name == _FORK]
+        return [Stream(_RSRC, each.size) for each in self._forks(*self._of(entry))]
 
     def open_stream(self, entry: Entry, name: bytes, /) -> Reader:
-        if name == _RSRC and not self._is_list(entry):
-            with self._asking(entry.path):
-                for each in self._attributes(self._get(entry)):
-                    if each.name == _FORK:
-                        return self._content(entry, each)
-        shown = printable(entry.path + b":" + name)
-        raise PathNotFound(f"there is no '{shown}'", path=entry.path)
+        if name == _RSRC and self._at(entry).tree is not None:
+            tree, inode = self._of(entry)
+            for each in self._forks(tree, inode):
+                if each.content:
+                    return _content(tree, each.content, each.size, entry)
+                return BytesReader(each.inside)
+        raise PathNotFound(f"there is no '{printable(entry.path + b':' + name)}'", path=entry.path)
 
     def close(self) -> None:
-        with self._lock:
-            self._container, self._volumes = None, []
+        self._disk = None
+        self._trees.clear()
         self._listings.clear()
 
-    # -- the library, under its lock -----------------------------------------------------------------
+    def _opened(self) -> Disk:
+        disk = self._disk
+        if disk is None:
+            raise BrowseError("the file system is closed")
+        return disk
 
-    @contextmanager
-    def _asking(self, path: bytes) -> Iterator[None]:
-        with self._lock:
-            if self._container is None:
-                raise BrowseError("the file system is closed")
-            self._file.error = None
-            try:
-                yield
-            except _LIBRARY_ERRORS as error:
-                if self._file.error is not None:
-                    raise self._file.error from None
-                raise _broken(path, _said(error)) from error
+    # -- files by number ---------------------------------------------------------------------------
 
-    def _is_list(self, entry: Entry) -> bool:
-        return _address(entry).volume is None
-
-    def _get(self, entry: Entry) -> Any:
-        at = _address(entry)
-        if at.volume is None or at.volume >= len(self._volumes):
-            raise PathNotFound(f"there is no file {entry.inode}", path=entry.path)
-        if self._volumes[at.volume].is_locked():
-            raise _encrypted(self._names[at.volume])
-        found = self._volumes[at.volume].get_file_entry_by_identifier(at.file)
+    def _tree(self, number: int) -> Tree:
+        """The records of a volume; BrowseError where it is encrypted."""
+        disk, volume = self._opened(), self._volumes[number]
+        found = self._trees.get(number)
         if found is None:
-            raise _broken(entry.path, f"there is no file {at.file}")
+            if volume.encrypted:
+                raise _locked(volume)
+            found = self._trees[number] = Tree(disk, volume)
         return found
 
+    def _at(self, entry: Entry) -> _At:
+        self._opened()
+        volume, _, number = entry.inode.rpartition("-")
+        try:
+            several = len(self._volumes) > 1
+            if several and not volume and number == "0":
+                return _At(None, 0)
+            if several is bool(volume) and 0 <= int(volume or 0) < len(self._volumes) and int(number) >= 0:
+                return _At(self._tree(int(volume or 0)), int(number))
+        except ValueError:
+            pass
+        raise PathNotFound(f"there is no file {entry.inode}", path=entry.path)
+
+    def _of(self, entry: Entry) -> tuple[Tree, Inode]:
+        tree, number = self._at(entry)
+        if tree is None:
+            raise PathNotFound(f"there is no file {entry.inode}", path=entry.path)
+        return tree, _read_inode(tree, number, f"'{printable(entry.path)}'")
+
     @staticmethod
-    def _attributes(file: Any) -> list[Any]:
-        found = file.extended_attributes
-        return [found[i] for i in range(min(len(found), _MAX_ATTRIBUTES))]
+    def _forks(tree: Tree, inode: Inode) -> list[Attribute]:
+        """The resource fork, where it is not the content itself, compressed."""
+        found = None if inode.is_compressed else _attributes(tree, inode).get(_FORK)
+        return [] if found is None else [found]
 
-    def _content(self, entry: Entry, source: Any) -> FetchReader:
-        def fetch(offset: int, length: int) -> bytes:
-            with self._asking(entry.path):
-                return bytes(source.read_buffer_at_offset(length, offset))
+    # -- directories -------------------------------------------------------------------------------
 
-        return FetchReader(int(source.size), fetch, label=printable(entry.path))
-
-    def _scan(self, directory: Entry) -> Iterator[Entry]:
-        if self._is_list(directory):
-            yield from self._tops()
-            return
-        at = _address(directory)
-        with self._asking(directory.path):
-            files = self._get(directory).sub_file_entries
-            found = [self._named(at.volume or 0, files, i) for i in range(len(files))]
-        yield from _told_apart(directory.path, found)
-
-    def _named(self, volume: int, files: Any, number: int) -> Entry:
-        file = files[number]
-        name = safe_name(str(file.name or "").encode("utf-8", "surrogatepass"))
-        return self._entry(b"/" + name, volume, file)
+    def _top(self, number: int, path: bytes) -> Entry:
+        return self._entry(path, self._tree(number), _ROOT)
 
     def _tops(self) -> Iterator[Entry]:
-        """The volumes; one that is encrypted is there, and says so when it is opened."""
+        """The volumes; one that cannot be entered is there, and says why when it is."""
         found = []
-        for number, name in enumerate(self._names):
-            path = b"/" + safe_name(name)
+        for number, volume in enumerate(self._volumes):
+            path = b"/" + safe_name(volume.name.encode("utf-8", "replace"))
             try:
-                top = self._top(number, path)
+                found.append(self._top(number, path))
             except BrowseError:
-                top = Entry(path, EntryType.DIRECTORY, 0, f"{number}-2", flags=("encrypted",))
-            found.append(top)
-        yield from _told_apart(b"/", found)
+                flags = ("encrypted",) if volume.encrypted else ("damaged",)
+                found.append(Entry(path, EntryType.DIRECTORY, 0, f"{number}-{_ROOT}", flags=flags))
+        names = [entry.name for entry in found]
+        twice, taken = repeated(names), frozenset(names)
+        for entry in found:
+            yield entry._replace(path=b"/" + shown_name(entry.name, entry.inode, twice=twice, taken=taken))
 
-    def _entry(self, path: bytes, volume: int, file: Any) -> Entry:
-        mode = int(file.file_mode or 0)
-        kind = EntryType.of_mode(mode)
-        several = len(self._volumes) > 1
-        target = file.symbolic_link_target if kind is EntryType.SYMLINK else None
+    def _scan(self, directory: Entry) -> Iterator[Entry]:
+        tree = self._at(directory).tree
+        if tree is None:
+            yield from self._tops()
+            return
+        errors: list[BrowseError] = []
+        for path, number, kind in self._shown(directory, errors):
+            yield self._made(tree, path, number, kind)
+        if errors:
+            raise errors[0]
+
+    def _names(self, directory: Entry) -> Iterator[Entry | Named]:
+        tree = self._at(directory).tree
+        errors: list[BrowseError] = []
+        for path, number, kind in self._shown(directory, errors):
+            if kind in (EntryType.DIRECTORY, EntryType.OTHER) and tree is not None:
+                yield self._made(tree, path, number, kind)
+            else:
+                yield Named(path.rpartition(b"/")[2], kind, self._inode(tree, number))
+        if errors:
+            raise errors[0]
+
+    def _shown(self, directory: Entry, errors: list[BrowseError]) -> Iterator[tuple[bytes, int, EntryType]]:
+        """(path, number, type) of all in a directory; of equal names all carry their number."""
+        tree, inode = self._of(directory)
+        if not stat.S_ISDIR(inode.mode):
+            raise broken(f"'{printable(directory.path)}'", "its inode is none of a directory")
+        found: list[tuple[bytes, int, EntryType]] = []
+        try:
+            for key, value in tree.records(inode.number, NAME):
+                number, kind = _target(value)
+                found.append((safe_name(_name(key, tree.volume.hashed)), number, kind))
+        except BrowseError as error:
+            errors.append(error)
+        twice = repeated(name for name, _, _ in found)
+        taken = frozenset(name for name, _, _ in found) if twice else frozenset[bytes]()
+        for name, number, kind in found:
+            shown = shown_name(name, self._inode(tree, number), twice=twice, taken=taken)
+            yield join(directory.path, shown), number, kind
+
+    def _other(self, directory: Entry, name: bytes) -> Entry | None:
+        """The child that macOS finds by ``name``: for it, é in one character or two is the same."""
+        tree = self._at(directory).tree
+        if tree is None or not tree.volume.hashed:
+            return None
+        folds = tree.volume.folds
+        key = _normal(name, folds=folds)
+        for path, number, kind in self._shown(directory, []):
+            if _normal(path.rpartition(b"/")[2], folds=folds) == key:
+                return self._made(tree, path, number, kind)
+        return None
+
+    def _inode(self, tree: Tree | None, number: int) -> str:
+        if len(self._volumes) == 1 or tree is None:
+            return str(number)
+        return f"{self._volumes.index(tree.volume)}-{number}"
+
+    def _made(self, tree: Tree, path: bytes, number: int, kind: EntryType) -> Entry:
+        """The entry of a name; one whose inode is damaged is still there, of the type its directory tells."""
+        try:
+            return self._entry(path, tree, number)
+        except BrowseError:
+            return Entry(path, kind, 0, self._inode(tree, number), flags=("damaged",))
+
+    def _entry(self, path: bytes, tree: Tree, number: int) -> Entry:
+        inode = _read_inode(tree, number, f"'{printable(path)}'")
+        kind = EntryType.of_mode(inode.mode)
+        flags, size, device = device_flags(inode.mode), 0, None
+        if kind is EntryType.FILE:
+            size = inode.size
+            if inode.is_compressed:
+                flags, size = ("compressed",), _plain_size(tree, inode)
+            if inode.bsd & _DATALESS:
+                flags, size = (*flags, "cloud"), inode.plain if inode.flags & _HAS_PLAIN_SIZE else size
+        elif kind is EntryType.SYMLINK:
+            found = _attributes(tree, inode).get(_LINK)
+            size = len(found.inside.partition(b"\0")[0]) if found is not None else 0
+        elif kind is EntryType.DEVICE:
+            device = inode.device >> 24, inode.device & 0xFFFFFF
+        created, modified, changed, accessed = inode.times
         return Entry(
             path,
             kind,
-            len(target.encode("utf-8", "surrogatepass")) if target else int(file.size or 0),
-            f"{volume}-{file.identifier}" if several else str(file.identifier),
-            mode=stat.S_IMODE(mode),
-            uid=int(file.owner_identifier or 0),
-            gid=int(file.group_identifier or 0),
-            nlink=1 if kind is EntryType.DIRECTORY else int(file.number_of_links or 1),
-            # Taken from each other: the library names the two as they do not lie in a j_inode_val.
-            mtime_ns=file.get_creation_time_as_integer(),
-            atime_ns=file.get_access_time_as_integer(),
-            ctime_ns=file.get_inode_change_time_as_integer(),
-            crtime_ns=file.get_modification_time_as_integer(),
-            rdev=file.device_number if kind is EntryType.DEVICE else None,
+            size,
+            self._inode(tree, number),
+            mode=stat.S_IMODE(inode.mode),
+            uid=inode.uid,
+            gid=inode.gid,
+            nlink=1 if kind is EntryType.DIRECTORY else max(1, inode.links),
+            mtime_ns=modified,
+            atime_ns=accessed,
+            ctime_ns=changed,
+            crtime_ns=created,
+            rdev=device,
+            flags=flags,
         )
 
 
-def _address(entry: Entry) -> _At:
-    volume, _, file = entry.inode.rpartition("-")
+def _normal(name: bytes, *, folds: bool) -> str:
+    text = unicodedata.normalize("NFD", name.decode("utf-8", "surrogateescape"))
+    return unicodedata.normalize("NFD", text.casefold()) if folds else text
+
+
+def _read_inode(tree: Tree, number: int, what: str) -> Inode:
+    for _, value in tree.records(number, INODE):
+        if len(value) < _inode.size:
+            break
+        _, content, *times, flags, links, _, _, bsd, uid, gid, mode, _, plain = _inode.unpack_from(value)
+        size = device = 0
+        for kind, field in _fields(value[_inode.size :]):
+            if kind == _F_STREAM and len(field) >= 8:
+                size = int.from_bytes(field[:8], "little")
+            elif kind == _F_DEVICE and len(field) >= 4:
+                device = int.from_bytes(field[:4], "little")
+        if size >> 63 or plain >> 63:
+            raise broken(what, "its size makes no sense")
+        signed = tuple(time - (1 << 64) if time >> 63 else time for time in times)
+        return Inode(number, content, signed, flags, links, bsd, uid, gid, mode, plain, size, device)
+    raise broken(what, f"there is no inode {number}")
+
+
+def _fields(raw: bytes) -> Iterator[tuple[int, bytes]]:
+    """(type, bytes) of extended fields (xf_blob_t)."""
+    if len(raw) < 4:
+        return
+    (count,) = struct.unpack_from("<H", raw)
+    at = 4 + 4 * count
+    for number in range(min(count, (len(raw) - 4) // 4)):
+        kind, _, size = struct.unpack_from("<BBH", raw, 4 + 4 * number)
+        yield kind, raw[at : at + size]
+        at += size + 7 & ~7
+
+
+def _name(key: bytes, hashed: bool) -> bytes:
+    """The name in a key of a directory (j_drec_key_t, j_drec_hashed_key_t), without the number before it."""
+    if hashed:
+        length, at = int.from_bytes(key[:4], "little") & 0x3FF, 4
+    else:
+        length, at = int.from_bytes(key[:2], "little"), 2
+    return key[at : at + length].partition(b"\0")[0]
+
+
+def _target(value: bytes) -> tuple[int, EntryType]:
+    """Number and type that a record of a directory tells (j_drec_val_t)."""
+    if len(value) < 18:
+        raise broken("a directory", "an entry is cut off")
+    number, _, flags = struct.unpack_from("<QQH", value)
+    return number, _TYPES.get(flags & 15, EntryType.OTHER)
+
+
+def _attributes(tree: Tree, inode: Inode) -> dict[bytes, Attribute]:
+    """The extended attributes of a file by name (j_xattr_key_t, j_xattr_val_t)."""
+    found: dict[bytes, Attribute] = {}
+    for key, value in tree.records(inode.number, XATTR):
+        if len(value) < 4 or len(found) > _MAX_ATTRIBUTES:
+            raise broken(f"inode {inode.number}", "its attributes make no sense")
+        name = key[2 : 2 + int.from_bytes(key[:2], "little")].partition(b"\0")[0]
+        flags, length = struct.unpack_from("<HH", value)
+        inside = value[4 : 4 + length]
+        if flags & _APART and len(inside) >= 16:
+            found[name] = Attribute(name, b"", *struct.unpack_from("<QQ", inside))
+        elif flags & _EMBEDDED and len(inside) == length:
+            found[name] = Attribute(name, inside, 0, length)
+        else:
+            raise broken(f"inode {inode.number}", "one of its attributes makes no sense")
+    return found
+
+
+def _value(tree: Tree, attribute: Attribute, entry: Entry) -> bytes:
+    if not attribute.content:
+        return attribute.inside
+    if attribute.size > _MAX_VALUE:
+        name = printable(attribute.name)
+        raise broken(f"'{printable(entry.path)}'", f"its attribute {name} has {attribute.size} bytes")
+    return _content(tree, attribute.content, attribute.size, entry).read_at(0, attribute.size)
+
+
+def _plain_size(tree: Tree, inode: Inode) -> int:
+    """How long a compressed file is: what cannot be told is heard of by who opens it."""
+    if inode.flags & _HAS_PLAIN_SIZE:
+        return inode.plain
     try:
-        number = int(file)
-        return _At(None if not volume and number == 0 else int(volume or 0), number)
-    except ValueError:
-        raise PathNotFound(f"there is no file {entry.inode}", path=entry.path) from None
+        found = _attributes(tree, inode).get(decmpfs.ATTRIBUTE)
+        head = decmpfs.read_head(found.inside) if found is not None else None
+    except BrowseError:
+        head = None
+    return head.size if head is not None else inode.size
 
 
-def _told_apart(parent: bytes, entries: list[Entry]) -> Iterator[Entry]:
-    names = [entry.name for entry in entries]
-    twice, taken = repeated(names), frozenset(names)
-    for entry in entries:
-        name = shown_name(entry.name, entry.inode, twice=twice, taken=taken)
-        yield entry._replace(path=join(parent, name))
-
-
-def _encrypted(name: bytes) -> BrowseError:
-    return BrowseError(
-        f"the APFS volume '{printable(name)}' is encrypted",
-        hint="mount the image and open its pN.raw with a tool that asks for the password",
+def _content(tree: Tree, number: int, size: int, entry: Entry) -> MappedReader:
+    return MappedReader(
+        tree.disk.reader, size, _pieces(tree, number, size, entry), label=printable(entry.path)
     )
 
 
-def _said(error: BaseException) -> str:
-    """The cause, which the library puts last in a chain of sentences."""
-    parts = [part.strip() for part in str(error).split(". ") if part.strip()]
-    return parts[-1].rpartition(": ")[2].rstrip(".") if parts else type(error).__name__
+def _pieces(tree: Tree, number: int, size: int, entry: Entry) -> list[Piece]:
+    """Where the content with this number lies; a part of which nothing is said is left out."""
+    pieces, block_size, end = list[Piece](), tree.disk.block_size, 0
+    for start, length, block in tree.extents(number) if size else ():
+        if (
+            start < end
+            or length % block_size
+            or not length
+            or block + length // block_size > tree.disk.blocks
+        ):
+            raise broken(f"'{printable(entry.path)}'", "the list of its parts makes no sense")
+        end = start + length
+        if start < size:
+            pieces.append(Piece(start, min(length, size - start), block * block_size if block else None))
+        if len(pieces) > _MAX_PIECES:
+            raise broken(f"'{printable(entry.path)}'", "it has too many parts")
+    return pieces
 
 
-def _broken(path: bytes, why: str) -> BrowseError:
+def _locked(volume: Volume) -> BrowseError:
     return BrowseError(
-        f"'{printable(path)}' cannot be read: {why}", hint="the file system is damaged there", path=path
+        f"the APFS volume '{printable(volume.name.encode('utf-8', 'replace'))}' is encrypted",
+        hint="mount the image and open its pN.raw with a tool that asks for the password",
     )

@@ -21,7 +21,7 @@ from imagefs.browse.lzfse import unpack_lzfse, unpack_lzvn
 from imagefs.errors import BrowseError
 from imagefs.interfaces import Reader
 
-_ATTRIBUTE = b"com.apple.decmpfs"
+ATTRIBUTE = b"com.apple.decmpfs"
 CHUNK = 65536
 _HEAD = struct.Struct("<4sIQ")
 #: What is stored as it is has one byte before it, and is never longer.
@@ -53,21 +53,27 @@ def read_head(attribute: bytes) -> Head | None:
 def told_of(trees: HfsPlus | None, number: int) -> tuple[Head, bytes] | None:
     """What the attribute of a file says, and all of it; None where there is none that makes sense. Raises
     ImagefsError where it cannot be read."""
-    attribute = trees.attribute(number, _ATTRIBUTE) if trees is not None else None
+    attribute = trees.attribute(number, ATTRIBUTE) if trees is not None else None
     head = read_head(attribute or b"")
     return None if attribute is None or head is None else (head, attribute)
 
 
 def open_packed(trees: HfsPlus | None, number: int, label: str) -> DecmpfsReader:
-    """The content of the file with this number; BrowseError where it cannot be decoded."""
-    told = told_of(trees, number)
-    if trees is None or told is None:
+    """The content of the file of HFS+ with this number; BrowseError where it cannot be decoded."""
+    attribute = trees.attribute(number, ATTRIBUTE) if trees is not None else None
+    return open_content(attribute, lambda: trees.resource_fork(number, label) if trees else None, label)
+
+
+def open_content(attribute: bytes | None, fork: Callable[[], Reader | None], label: str) -> DecmpfsReader:
+    """The content of the file that has this attribute; ``fork`` opens its resource fork, None where there is none.
+    BrowseError where it cannot be decoded."""
+    head = read_head(attribute or b"")
+    if attribute is None or head is None:
         raise damaged(label, 0, "nothing says how macOS compressed them")
-    head, attribute = told
-    fork = trees.resource_fork(number, label) if head.in_fork else BytesReader(attribute)
-    if fork is None and head.size:
+    packed = fork() if head.in_fork else BytesReader(attribute)
+    if packed is None and head.size:
         raise damaged(label, 0, "the resource fork with its compressed content is missing")
-    return DecmpfsReader(head, fork or BytesReader(b""), label=label)
+    return DecmpfsReader(head, packed or BytesReader(b""), label=label)
 
 
 def _unzip(data: bytes, size: int) -> bytes:

@@ -16,7 +16,7 @@ from imagefs.browse.isorecord import HAS_MORE, IS_ASSOCIATED, IS_DIRECTORY, Reco
 from imagefs.browse.listing import Listings
 from imagefs.browse.names import join, printable, repeated, safe_name, shown_name
 from imagefs.errors import BrowseError, NotAFileSystem
-from imagefs.interfaces import Entry, EntryType, Place, Reader
+from imagefs.interfaces import Entry, EntryType, Place, Reader, device_flags
 
 _SECTOR, _FIRST = 2048, 16
 _MAX_DESCRIPTORS, _MAX_FOLDER, _MAX_PARTS = 64, 64 << 20, 4096
@@ -217,7 +217,7 @@ class IsoFileSystem:
             size = sum(piece.length for piece in self._pieces(at, record, printable(path)))
         elif kind is EntryType.SYMLINK:
             size = len(told.link or b"")
-        device = {0x2000: ("char",), 0x6000: ("block",)}.get(mode & 0xF000, ())
+        device = device_flags(mode)
         times = told.times
         return Entry(
             path,

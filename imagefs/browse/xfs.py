@@ -17,7 +17,7 @@ from imagefs.browse.xfsattr import attributes
 from imagefs.browse.xfsdir import Name, names
 from imagefs.browse.xfsdisk import DEVICE, LOCAL, Disk, Inode, broken, read_superblock
 from imagefs.errors import BrowseError, PathNotFound
-from imagefs.interfaces import Entry, EntryType, Named, Place, Reader
+from imagefs.interfaces import Entry, EntryType, Named, Place, Reader, device_flags
 
 _MAX_LINK = 1024
 _LINK_HEAD = 56
@@ -195,6 +195,7 @@ def _entry(path: bytes, inode: Inode) -> Entry:
         ctime_ns=inode.ctime_ns,
         crtime_ns=inode.crtime_ns,
         rdev=rdev,
+        flags=device_flags(inode.mode),
     )
 
 
