@@ -13,6 +13,8 @@ DISK_PACKAGES := dosfstools e2fsprogs fdisk gdisk mtools ntfs-3g
 TEST_PACKAGES := acl apfsprogs attr bsdextrautils btrfs-progs bzip2 cryptsetup-bin erofs-utils ewf-tools exfat-fuse exfatprogs f2fs-tools fio fusefat gddrescue genisoimage hdparm libarchive-tools libcap2-bin libfuse2t64|libfuse2 libnbd-bin lvm2 lz4 makefs mdadm nbdkit ovmf partclone procps \
 	qemu-system-x86 qemu-utils rsync sleuthkit squashfs-tools syslinux syslinux-common syslinux-efi time unzip wimtools xfsprogs xorriso xz-utils zstd
 BENCH_PACKAGES := borgbackup casync ewf-tools fio libnbd-bin ntfs-3g python3-pyfuse3 qemu-system-common qemu-utils restic sleuthkit time xmount zstd
+APFS_VERSION := 1.1
+APFS_DISKS := .cache/sources/dissect_apfs-$(APFS_VERSION).tar.gz
 VENV_PACKAGES := $(shell $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || echo python3 python3-venv)
 
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH):/usr/local/sbin:/usr/sbin:/sbin
@@ -26,10 +28,10 @@ help:
 	@echo "make test       lint, types, layers and all fast tests"
 	@echo "make slow       soak tests, fuzzing, matrices"
 	@echo "make bench      measure beside qemu-img, borg, restic and zstd"
-	@echo "make install    for users: $(PREFIX) and the link $(BINDIR)/imagefs (PREFIX=, BINDIR=, EXTRAS=apfs)"
+	@echo "make install    for users: $(PREFIX) and the link $(BINDIR)/imagefs (PREFIX=, BINDIR=, EXTRAS=inner)"
 	@echo "make uninstall, make wheel, make clean"
 
-setup: packages sources $(VENV)/ready
+setup: packages sources $(VENV)/ready $(APFS_DISKS)
 
 packages:
 	@sh fixtures/packages.sh $(foreach name,$(VENV_PACKAGES) $(RUN_PACKAGES) $(DISK_PACKAGES) $(TEST_PACKAGES),'$(name)')
@@ -37,6 +39,12 @@ packages:
 # Disks that other projects test with: BitLocker's are in the sources of cryptsetup.
 sources: | packages
 	@sh fixtures/sources.sh .cache/sources cryptsetup
+
+# APFS's are in the source package of a library that is not used here (AGPL): nothing of it is installed or run.
+$(APFS_DISKS): | $(VENV)/ready
+	@echo "fetching the sources of dissect.apfs"
+	@$(VENV)/bin/python -m pip download --quiet --no-deps --no-binary dissect.apfs --dest .cache/sources \
+		dissect.apfs==$(APFS_VERSION) || echo "not to be had" >&2
 
 $(VENV)/ready: pyproject.toml | packages
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed: make PYTHON=python3.11")'

@@ -220,7 +220,7 @@ class ApfsFileSystem:
         if found is None:
             if volume.encrypted:
                 raise _locked(volume)
-            found = self._trees[number] = Tree(disk, volume)
+            found = self._trees[number] = Tree(disk, volume, number)
         return found
 
     def _at(self, entry: Entry) -> _At:
@@ -323,7 +323,7 @@ class ApfsFileSystem:
     def _inode(self, tree: Tree | None, number: int) -> str:
         if len(self._volumes) == 1 or tree is None:
             return str(number)
-        return f"{self._volumes.index(tree.volume)}-{number}"
+        return f"{tree.number}-{number}"
 
     def _made(self, tree: Tree, path: bytes, number: int, kind: EntryType) -> Entry:
         """The entry of a name; one whose inode is damaged is still there, of the type its directory tells."""

@@ -299,11 +299,13 @@ class Disk:
 
 
 class Tree:
-    """The records of a volume (its tree of files), as they were when its superblock was written."""
+    """The records of a volume (its tree of files), as they were when its superblock was written. ``number`` is that of
+    the volume in its container."""
 
-    def __init__(self, disk: Disk, volume: Volume) -> None:
+    def __init__(self, disk: Disk, volume: Volume, number: int = 0) -> None:
         self.disk = disk
         self.volume = volume
+        self.number = number
         self._map = disk.map_of(volume.map)
 
     def records(self, identifier: int, kind: int) -> Iterator[tuple[bytes, bytes]]:

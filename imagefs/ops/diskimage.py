@@ -207,7 +207,7 @@ class DiskImage:
 
     @property
     def all_volumes(self) -> tuple[Volume, ...]:
-        """The partitions, each followed by the volumes inside it, shadow copies among them."""
+        """The partitions, each followed by the volumes inside it, shadow copies and snapshots among them."""
         inner = self.inner
         return tuple(
             each
@@ -279,7 +279,7 @@ class DiskImage:
     def _marked(self, volume: Volume) -> Reader:
         """The bytes of a volume, whose extents tell to the block what was not captured."""
         if volume.moment:  # whose files may need what is free on the volume now: no zeros for those
-            return SureReader(self.volume_reader(volume), "of the shadow copy are not in this image")
+            return SureReader(self.volume_reader(volume), f"of the {volume.role} are not in this image")
         if volume.inside:
             return self.volume_reader(volume)
         return SliceReader(_SkipMarks(self._reader, self.disk), volume.start, volume.length)

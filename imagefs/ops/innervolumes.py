@@ -1,9 +1,9 @@
-"""Volumes inside volumes: what LVM, RAID 1, LUKS and BitLocker hold, and the shadow copies of NTFS.
+"""Volumes inside volumes: what LVM, RAID 1, LUKS and BitLocker hold, shadow copies of NTFS, snapshots of APFS.
 
 Each is a Volume with a Reader over the Readers of those it lies in, found round by round: what is encrypted first,
 then mirrors, then volume groups, since each may lie in the others. Maps and headers are read here; what needs a library
-or much memory (keys, BitLocker, shadow copies) runs in a worker process. Readers of a kind are loaded when a disk has
-it: most have none, and every ``info`` and ``mount`` comes through here.
+or much memory (keys, BitLocker, shadow copies), or is a file system (APFS), runs in a worker process. Readers of a kind
+are loaded when a disk has it: most have none, and every ``info`` and ``mount`` comes through here.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ class InnerVolumes:
 
     @property
     def made(self) -> dict[str, int | None]:
-        """When shadow copies were made, in ns since 1970, by id."""
+        """When shadow copies and snapshots were made, in ns since 1970, by id."""
         return {each.volume.id: each.made_ns for found in self._children.values() for each in found}
 
     def inside(self, volume_id: str) -> Iterator[Inner]:
@@ -166,6 +166,7 @@ class InnerVolumes:
                 "luks": self._luks,
                 "bitlocker": self._bitlocker,
                 "ntfs": self._shadows,
+                "apfs": self._snapshots,
                 "": self._partitions,
             }
             if kind in looks:
@@ -186,7 +187,7 @@ class InnerVolumes:
             self.containers[name] = Container(kind, "refused", message)
 
     def _add(self, volume: Volume, reader: Reader | None, made_ns: int | None = None) -> None:
-        self._count += 1
+        self._count += not volume.moment
         if self._count > _MAX_VOLUMES or volume.inside.count(".") >= _MAX_DEPTH:
             raise BrowseError(_TOO_MANY)
         self._children.setdefault(volume.inside, []).append(Inner(volume, reader, made_ns))
@@ -396,7 +397,7 @@ class InnerVolumes:
         secret.opened = True
         return found
 
-    # -- shadow copies -----------------------------------------------------------------------------
+    # -- points in time ----------------------------------------------------------------------------
 
     def _shadows(self, name: str, reader: Reader) -> None:
         if not has_shadows(reader):
@@ -412,23 +413,69 @@ class InnerVolumes:
             message = f"{name} may have shadow copies that cannot be read: {error.message}{hint}"
             self.containers[name] = Container("ntfs", "open", message)
             return
-        seen: set[str] = set()
+        moment = _moments()
         for number, made_ns, size, unique in stores:
-            moment = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(made_ns // 10**9))
-            moment += f"~{number}" if moment in seen else ""
-            seen.add(moment)
             content = LaterReader(int(size), partial(parser.ask, "open", number))
             kept = partial(lost_of_shadow, reader, partial(parser.ask, "kept", number), int(size))
             volume = Volume(
-                number + 1, 0, int(size), "", str(unique), "", "shadow copy", inside=name, moment=moment
+                number + 1,
+                0,
+                int(size),
+                "",
+                str(unique),
+                "",
+                "shadow copy",
+                inside=name,
+                moment=moment(number, made_ns),
             )
             self._add(volume, LostReader(content, kept, reader), made_ns)
+
+    def _snapshots(self, name: str, reader: Reader) -> None:
+        from imagefs.browse.answers import sure
+        from imagefs.browse.apfssnapshots import as_of
+        from imagefs.ops.volumeparser import VolumeParser
+
+        try:
+            with VolumeParser(reader, "apfs") as parser:
+                found = parser.ask("snapshots")
+        except ImagefsError as error:
+            message = f"{name} may have snapshots that cannot be read: {error.message}"
+            self.containers[name] = Container("apfs", "open", message)
+            return
+        moment = _moments()
+        for number, title, made_ns, place, superblock in sure(found, list):
+            content = as_of(reader, int(place), bytes(superblock))
+            volume = Volume(
+                number + 1,
+                0,
+                content.size,
+                "",
+                "",
+                str(title),
+                "snapshot",
+                inside=name,
+                moment=moment(number, made_ns),
+            )
+            self._add(volume, content, made_ns)
 
     def _parser(self, reader: Reader, parser: str) -> VolumeParser:
         from imagefs.ops.volumeparser import VolumeParser
 
         self._parsers.append(VolumeParser(reader, parser))
         return self._parsers[-1]
+
+
+def _moments() -> Callable[[int, int], str]:
+    """Gives each point in time of a volume its name, by its number and its time in ns since 1970."""
+    seen = set[str]()
+
+    def moment(number: int, made_ns: int) -> str:
+        found = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(made_ns // 10**9))
+        found += f"~{number}" if found in seen else ""
+        seen.add(found)
+        return found
+
+    return moment
 
 
 def _luks_key(reader: Reader, header: LuksHeader, secret: Secret) -> bytes:

@@ -139,6 +139,8 @@ class _Walk:
         unit = getattr(reader, "unit", 1)
         if unit > 1:
             self.keys.add(reader.key)
+        if not hasattr(reader, "parts"):  # bytes that are made up, as the superblock of a snapshot is
+            return
         for below, place, count in reader.parts(at, length):
             for each in self.pieces(below, place, count):
                 first = at + each.first - place

@@ -25,6 +25,10 @@ def open_parser(reader: Reader, *, parser: str) -> Any:
         from imagefs.volume.bitlocker import BitLocker
 
         return BitLocker(reader)
+    if parser == "apfs":
+        from imagefs.browse.apfssnapshots import Snapshots
+
+        return Snapshots(reader)
     from imagefs.volume.shadow import Shadows
 
     return Shadows(reader)

@@ -25,7 +25,6 @@ FOREIGN = {
     "argon2": ("imagefs/volume/luksunlock.py",),
     "cryptography": ("imagefs/volume/sectorcipher.py",),
     "pybde": ("imagefs/volume/bitlocker.py",),
-    "pyfsapfs": ("imagefs/browse/apfs.py",),
     "pyvshadow": ("imagefs/volume/shadow.py",),
     "zstandard": ("imagefs/format/codec.py",),
     "click": ("imagefs/cli/",),

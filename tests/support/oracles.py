@@ -1,6 +1,6 @@
 """Tools and disks that we did not write: finding them, running them, and being loud without them.
 
-A missing tool skips by name, but fails where ``CI=true``; a missing corpus always skips by name.
+A missing tool or archive skips by name, but fails where ``CI=true``; a missing corpus always skips by name.
 Root-only tests are marked with ``root_only`` and left out by name for everybody else.
 """
 
@@ -18,7 +18,7 @@ import time
 import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NoReturn
 
 import pytest
 
@@ -35,6 +35,8 @@ __all__ = [
     "qemu_img",
     "root_only",
     "run_tool",
+    "sdist_file",
+    "source_file",
     "tool_text",
     "unpack",
     "unpacked_corpus_file",
@@ -50,9 +52,13 @@ def need_tool(*names: str) -> None:
     """Go on only if every tool is installed; otherwise skip by name, or fail in CI."""
     for name in names:
         if tool_path(name) is None:
-            if os.environ.get("CI") == "true":
-                pytest.fail(missing_sentence(name))
-            pytest.skip(missing_sentence(name))
+            _lacking(missing_sentence(name))
+
+
+def _lacking(what: str) -> NoReturn:
+    if os.environ.get("CI") == "true":
+        pytest.fail(what)
+    pytest.skip(what)
 
 
 def qemu_img(*words: str | os.PathLike[str], cwd: Path | None = None) -> None:
@@ -87,9 +93,18 @@ def corpus_folder() -> Path:
 
 def source_file(package: str, name: str, folder: Path) -> Path:
     """A file of a Debian source package that ``make setup`` fetched, unpacked into ``folder``."""
-    found = sorted((Path(__file__).parents[2] / ".cache/sources").glob(f"{package}_*.orig.tar.*"))
+    return _from_archive(f"{package}_*.orig.tar.*", package, name, folder)
+
+
+def sdist_file(package: str, name: str, folder: Path) -> Path:
+    """A file of a Python source package that ``make setup`` fetched, unpacked into ``folder``."""
+    return _from_archive(f"{package}-*.tar.gz", package, name, folder)
+
+
+def _from_archive(pattern: str, package: str, name: str, folder: Path) -> Path:
+    found = sorted((Path(__file__).parents[2] / ".cache/sources").glob(pattern))
     if not found:
-        pytest.skip(f"the sources of {package} are not here: make setup fetches them")
+        _lacking(f"the sources of {package} are not here: make setup fetches them")
     with tarfile.open(found[-1]) as archive:
         archive.extraction_filter = tarfile.data_filter
         member = next(each for each in archive if each.name.partition("/")[2] == name)
