@@ -10,17 +10,20 @@ from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
 
+import pyfsapfs
 import pytest
 
 from fixtures import inner
 from imagefs.block.devices import open_source
-from imagefs.block.views import BytesReader, MarkedReader, SliceReader
+from imagefs.block.views import BytesReader, LibraryFile, MarkedReader, SliceReader
 from imagefs.browse.apart import open_apart
+from imagefs.browse.apfsdisk import Disk
 from imagefs.errors import Locked, UsageError
 from imagefs.interfaces import Reader, State, Volume
 from imagefs.ops.innervolumes import InnerVolumes, Secret, check_secrets
 from imagefs.ops.volumeparser import lost_of_shadow
 from imagefs.volume import read_table
+from tests.browse.apfsdisks import disk_of
 from tests.support.images import noise
 from tests.support.oracles import need_tool, run_tool, source_file, unpacked_corpus_file
 
@@ -208,6 +211,60 @@ def test_what_a_shadow_copy_lacks_is_what_the_volume_lost_and_no_store_keeps() -
         (3 * unit, unit),
     ]
     assert lost_of_shadow(BytesReader(bytes(unit)), lambda: kept, unit) == []
+
+
+# -- snapshots of APFS ----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def snapshots(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A volume with 512 snapshots, in each of which a file says which one it is; it is not in the volume itself."""
+    path = tmp_path_factory.mktemp("apfs") / "snapshots"
+    path.write_bytes(disk_of("snapshot"))
+    return path
+
+
+def test_snapshots_are_the_volume_as_it_was(snapshots: Path) -> None:
+    """By a worker of ours, and by libfsapfs, for which each is a container like any other."""
+    with looked_into(snapshots) as found:
+        inside = list(found.inside("p0"))
+        assert [each.volume.name for each in inside] == [f"Snapshot {number}" for number in range(512)]
+        assert {each.volume.role for each in inside} == {"snapshot"}
+        times = [each.made_ns for each in inside]
+        assert times == sorted(times, key=lambda time: time or 0)
+        assert len({each.volume.id for each in inside}) == 512
+        assert inside[0].volume.id == "p0@20251017T105535Z"
+        for each in inside[::73]:
+            assert each.reader is not None
+            expected = f"{each.volume.name}\n".encode()
+            with closing(open_apart(each.reader)) as fs:
+                content = fs.open(fs.lookup(b"/file"))
+                assert content.read_at(0, content.size) == expected
+            container = pyfsapfs.container()
+            container.open_file_object(LibraryFile(each.reader))
+            theirs = container.get_volume(0).get_file_entry_by_path("/file")
+            assert theirs.read_buffer(theirs.size) == expected
+            located = found.located(each.volume.id)
+            assert located.pieces[0][:2] == (0, 0)
+            assert sum(piece.length for piece in located.pieces) == each.reader.size - 4096
+
+
+def test_damage_of_a_snapshot_costs_that_one(snapshots: Path, tmp_path: Path) -> None:
+    disk = bytearray(snapshots.read_bytes())
+    known = Disk(BytesReader(bytes(disk)))
+    (volume,) = known.volumes()
+    second = known.snapshots(volume)[1]
+    disk[second.block * 4096 + 200] ^= 1
+    (tmp_path / "disk").write_bytes(disk)
+    with looked_into(tmp_path / "disk") as found:
+        names = [each.volume.name for each in found.inside("p0")]
+        assert names == ["Snapshot 0", *(f"Snapshot {number}" for number in range(2, 512))]
+    disk[volume.snapshots * 4096 + 200] ^= 1
+    (tmp_path / "disk").write_bytes(disk)
+    with looked_into(tmp_path / "disk") as found:
+        assert list(found.inside("p0")) == []
+        container = found.containers["p0"]
+        assert (container.state, "snapshots that cannot be read" in container.message) == ("open", True)
 
 
 # -- ids ------------------------------------------------------------------------------------------
