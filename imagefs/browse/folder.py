@@ -21,7 +21,7 @@ from imagefs.browse.content import damaged
 from imagefs.browse.listing import Listings
 from imagefs.browse.names import join, parts, printable
 from imagefs.errors import BrowseError, ImagefsError, PathNotFound
-from imagefs.interfaces import Entry, EntryType, Extent, Named, Place, Reader, State
+from imagefs.interfaces import Entry, EntryType, Extent, Named, Place, Reader, State, device_flags
 
 _SAFELY = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FOLDER = _SAFELY | os.O_DIRECTORY
@@ -202,6 +202,7 @@ class FolderFileSystem:
             atime_ns=facts.st_atime_ns,
             ctime_ns=facts.st_ctime_ns,
             rdev=(os.major(facts.st_rdev), os.minor(facts.st_rdev)) if device else None,
+            flags=device_flags(facts.st_mode),
         )
 
     # -- subvolumes of Btrfs: a device number of their own each, and inodes counted anew -----------------

@@ -62,6 +62,8 @@ def _same(fs: FileSystem, entry: Entry, path: bytes, *, inodes: bool) -> None:
         assert entry.inode == str(facts.st_ino), path
     device = (os.major(facts.st_rdev), os.minor(facts.st_rdev))
     assert entry.rdev == (device if entry.type is EntryType.DEVICE else None), path
+    if entry.type is EntryType.DEVICE:
+        assert entry.flags == (("block",) if stat.S_ISBLK(facts.st_mode) else ("char",)), path
     if isinstance(fs, HasXattrs):
         assert fs.xattrs(entry) == _attributes(path), path
     if entry.type is EntryType.SYMLINK:
