@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.browse.apfsdisks import disk_of
 from tests.browse.disks import FileReader, make_ext, make_fat, make_ntfs, pattern
 from tests.browse.mac import in_attribute, in_fork, make_mac
 from tests.fuzz.sparse import SECTOR, SparseDisk, squeeze
@@ -27,7 +28,7 @@ ROOT = Path(__file__).parents[2]
 FINDINGS = sorted((Path(__file__).parent / "findings").glob("*.gz"))
 #: No disks, or packed in ways of their own.
 OTHERS = {".html", ".md", ".tsv", ".txt", ".jpg", ".xml", ".E01", ".E02", ".qcow2", ".vhd", ".vhdx", ".vmdk"}
-_SECTORS = 120
+_SECTORS, _APFS_SECTORS = 120, 200
 
 
 def seeds(room: Path) -> Path:
@@ -63,6 +64,8 @@ def seeds(room: Path) -> Path:
         disks.append(make_mac(room / "mac", forks))
     for number, disk in enumerate(disks):
         (folder / f"{number:04d}").write_bytes(squeeze(disk, _SECTORS))
+    (room / "apfs").write_bytes(disk_of("case_sensitive_beta"))
+    (folder / "apfs").write_bytes(squeeze(room / "apfs", _APFS_SECTORS))
     return folder
 
 
