@@ -340,13 +340,14 @@ class ApfsFileSystem:
             size = inode.size
             if inode.is_compressed:
                 flags, size = ("compressed",), _plain_size(tree, inode)
-            if inode.bsd & _DATALESS:
-                flags, size = (*flags, "cloud"), inode.plain if inode.flags & _HAS_PLAIN_SIZE else size
         elif kind is EntryType.SYMLINK:
             found = _attributes(tree, inode).get(_LINK)
             size = len(found.inside.partition(b"\0")[0]) if found is not None else 0
         elif kind is EntryType.DEVICE:
             device = inode.device >> 24, inode.device & 0xFFFFFF
+        if inode.bsd & _DATALESS:
+            flags = (*flags, "cloud")
+            size = inode.plain if kind is EntryType.FILE and inode.flags & _HAS_PLAIN_SIZE else size
         created, modified, changed, accessed = inode.times
         return Entry(
             path,

@@ -329,7 +329,8 @@ class Tree:
             yield _number(key), length & _LENGTH, block
 
     def _child(self, value: bytes, level: int) -> Node:
-        return self._node(_number(value), level)
+        # nodes of a sealed volume are numbered from the top on
+        return self._node(_number(value) + self.volume.root * self.volume.sealed, level)
 
     def _node(self, identifier: int, level: int | None) -> Node:
         block, flags = self.disk.resolve(self._map, identifier, self.volume.transaction)
