@@ -6,17 +6,19 @@ import builtins
 import gzip
 import hashlib
 import hmac
+import random
 import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pyfsapfs
 import pytest
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.keywrap import aes_key_wrap
 
-from imagefs.block.sectorcipher import SectorCipher
-from imagefs.block.views import BytesReader, MarkedReader
+from imagefs.block.sectorcipher import SectorCipher, unwrapped
+from imagefs.block.views import BytesReader, LibraryFile, MarkedReader
 from imagefs.browse.apfs import ApfsFileSystem, open_apfs
 from imagefs.browse.apfsdisk import Disk
 from imagefs.browse.apfskeys import ApfsKeys, unlock
@@ -118,6 +120,22 @@ def test_a_place_is_where_the_bytes_lie_encrypted(disk: Reader) -> None:
     reader = BreakingReader(disk, place.first, place.end)
     with pytest.raises(IntegrityError, match="chunk 17"):
         content(open_apfs(reader, keys=keys_of(disk)), found["/dir/file"])
+
+
+def test_libfsapfs_says_the_same(disk: Reader) -> None:
+    """But for LZFSE in a fork, which it cannot decode."""
+    fs, found = opened(disk)
+    container = pyfsapfs.container()
+    container.open_file_object(LibraryFile(disk))
+    volume = container.get_volume(0)
+    volume.set_password(SECRET.decode())
+    assert volume.unlock()
+    files = [entry for entry in found.values() if entry.type is EntryType.FILE and entry.size]
+    assert len(files) > 8
+    for entry in files:
+        if entry.path != b"/dir/compressed-lzfse-fork":
+            theirs = volume.get_file_entry_by_identifier(int(entry.inode))
+            assert (theirs.size, theirs.read_buffer(entry.size)) == (entry.size, content(fs, entry))
 
 
 def test_a_wrong_secret_is_said_to_be_wrong(disk: Reader) -> None:
@@ -291,6 +309,8 @@ def test_a_damaged_record_keeps_no_other_from_opening() -> None:
     assert not isinstance(caught.value, Locked)
     with pytest.raises(BrowseError, match="digest"):
         tried(made([unlocking(b"one", _KEK)], key=record(aes_key_wrap(_KEK, _VEK), digest=bytes(32))), b"one")
+    with pytest.raises(BrowseError, match="digest"):
+        tried(made([unlocking(b"one", _KEK)[:-1]]), b"one")
     with pytest.raises(BrowseError, match="does not fit"):
         tried(made([unlocking(b"one", noise(32, seed=4))]), b"one")
     with pytest.raises(BrowseError, match="kind that is not known"):
@@ -345,6 +365,31 @@ def test_a_bag_of_several_blocks() -> None:
     assert count > 1
     disk = made([], where=struct.pack("<QQ", place, count)) + xts(bytes.fromhex(_UUID) * 2, raw, place * 8)
     assert tried(disk, b"39") == _VEK
+
+
+def test_whatever_is_in_a_bag_the_answer_is_clean(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bytes changed under a checksum that is right: the key of the volume, or an ImagefsError."""
+    derive, dice, refused = hashlib.pbkdf2_hmac, random.Random(11), 0
+    monkeypatch.setattr(
+        hashlib, "pbkdf2_hmac", lambda *words: derive(*words[:3], min(words[3], 1000), words[4])
+    )
+    entries = [(_UNLOCK, _WHERE), (_KEY, record(aes_key_wrap(_KEK, _VEK)))]
+    bags = {
+        _BAG: bag(_CONTAINERS_KIND, entries),
+        _VOLUMES_BAG: bag(_VOLUMES_KIND, [(_UNLOCK, unlocking(b"one", _KEK))]),
+    }
+    disk = made([unlocking(b"one", _KEK)])
+    for number in range(150):
+        block = dice.choice([_BAG, _VOLUMES_BAG])
+        raw = bytearray(bags[block])
+        for _ in range(dice.choice([1, 1, 5])):
+            raw[dice.randrange(24, 250)] = dice.choice([0, 1, 0x7F, 0x80, 0x84, 0xFF, dice.randrange(256)])
+        uuid = disk[72:88] if block == _BAG else bytes.fromhex(_UUID)
+        try:
+            assert tried(put(disk, block, xts(uuid * 2, sealed(raw), block * 8)), b"one") == _VEK, number
+        except ImagefsError:
+            refused += 1
+    assert 50 < refused < 150
 
 
 def test_rounds_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -476,7 +521,12 @@ def test_without_cryptography_it_is_named(monkeypatch: pytest.MonkeyPatch) -> No
     reader = BytesReader(disk_of("encrypted"))
     keys = keys_of(reader)
     monkeypatch.setattr(builtins, "__import__", without)
-    for attempt in (lambda: keys_of(reader), lambda: open_apfs(reader, keys=keys).root()):
+    attempts: list[Callable[[], Any]] = [
+        lambda: keys_of(reader),
+        lambda: open_apfs(reader, keys=keys).root(),
+        lambda: unwrapped(_KEK, bytes(40)),
+    ]
+    for attempt in attempts:
         with pytest.raises(BrowseError, match="the package cryptography, which is not installed") as caught:
             attempt()
         assert "pip install 'imagefs[inner]'" in caught.value.hint
@@ -539,5 +589,6 @@ def test_what_nobody_has_is_zeros_and_no_garbage() -> None:
             Extent(State.STORED, at + 1024, 1),
         ]
         check_reader(content, holed)
-    zeros = _file(MarkedReader(BytesReader(disk), [first], [end], State.ZERO), pieces, len(plain))
-    assert {extent.state for extent in zeros.extents(6 * BLOCK, 4 * BLOCK)} == {State.STORED}
+    zeros = MarkedReader(BytesReader(disk), [first], [end], State.ZERO)
+    for file in (_file(zeros, pieces, len(plain)), _file(zeros, pieces[3:4], len(plain))):
+        assert {extent.state for extent in file.extents(6 * BLOCK, 4 * BLOCK)} == {State.STORED}
