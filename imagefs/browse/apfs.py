@@ -10,17 +10,20 @@ from __future__ import annotations
 import stat
 import struct
 import unicodedata
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, NamedTuple
 
 from imagefs.block.views import BytesReader
 from imagefs.browse import decmpfs
-from imagefs.browse.apfsdisk import INODE, NAME, XATTR, Disk, Tree, Volume, broken
+from imagefs.browse.apfsdisk import INODE, NAME, SECTOR, XATTR, Disk, Tree, Volume, broken
 from imagefs.browse.content import MappedReader, Piece
 from imagefs.browse.listing import Listings
 from imagefs.browse.names import join, printable, repeated, safe_name, shown_name
 from imagefs.errors import BrowseError, PathNotFound
 from imagefs.interfaces import Entry, EntryType, Named, Place, Reader, Stream, device_flags
+
+if TYPE_CHECKING:
+    from imagefs.block.sectorcipher import SectorCipher
 
 _ROOT = 2
 _FORK, _LINK, _RSRC = b"com.apple.ResourceFork", b"com.apple.fs.symlink", b"rsrc"
@@ -83,10 +86,11 @@ class _At(NamedTuple):
     number: int
 
 
-def open_apfs(reader: Reader) -> ApfsFileSystem:
-    """The APFS on ``reader``, which stays the caller's; NotAFileSystem says what is in the way."""
+def open_apfs(reader: Reader, *, keys: Mapping[str, bytes] | None = None) -> ApfsFileSystem:
+    """The APFS on ``reader``, which stays the caller's; NotAFileSystem says what is in the way. ``keys`` are those of
+    encrypted volumes by their UUID, as bytes.hex() writes it; a volume without one cannot be entered."""
     disk = Disk(reader)
-    return ApfsFileSystem(disk, disk.volumes())
+    return ApfsFileSystem(disk, disk.volumes(), keys or {})
 
 
 class ApfsFileSystem:
@@ -94,13 +98,14 @@ class ApfsFileSystem:
 
     kind = "apfs"
 
-    def __init__(self, disk: Disk, volumes: list[Volume]) -> None:
+    def __init__(self, disk: Disk, volumes: list[Volume], keys: Mapping[str, bytes]) -> None:
         if not volumes:
             raise broken("the container", "it has no volume")
         self.label = volumes[0].name if len(volumes) == 1 else ""
         self.case_insensitive = all(volume.folds for volume in volumes)
         self._disk: Disk | None = disk
         self._volumes = volumes
+        self._keys = dict(keys)
         self._trees: dict[int, Tree] = {}
         self._listings = Listings(
             self._scan, case_insensitive=self.case_insensitive, readlink=self.readlink, other=self._other
@@ -214,13 +219,12 @@ class ApfsFileSystem:
     # -- files by number ---------------------------------------------------------------------------
 
     def _tree(self, number: int) -> Tree:
-        """The records of a volume; BrowseError where it is encrypted."""
+        """The records of a volume; BrowseError where it is encrypted and there is no key."""
         disk, volume = self._opened(), self._volumes[number]
         found = self._trees.get(number)
         if found is None:
-            if volume.encrypted:
-                raise _locked(volume)
-            found = self._trees[number] = Tree(disk, volume, number)
+            cipher = _cipher(volume, self._keys) if volume.encrypted else None
+            found = self._trees[number] = Tree(disk, volume, number, cipher)
         return found
 
     def _at(self, entry: Entry) -> _At:
@@ -459,15 +463,25 @@ def _plain_size(tree: Tree, inode: Inode) -> int:
 
 
 def _content(tree: Tree, number: int, size: int, entry: Entry) -> MappedReader:
-    return MappedReader(
-        tree.disk.reader, size, _pieces(tree, number, size, entry), label=printable(entry.path)
-    )
+    pieces, shown = _pieces(tree, number, size, entry), printable(entry.path)
+    if tree.cipher is None:
+        return MappedReader(tree.disk.reader, size, pieces, label=shown)
+    from imagefs.browse.deciphered import DecipheredReader
+
+    if tree.volume.sealed or not tree.volume.one_key:
+        why = (
+            "the volume is encrypted and sealed"
+            if tree.volume.one_key
+            else "its files have keys of their own"
+        )
+        raise BrowseError(f"'{shown}' cannot be decrypted: {why}", path=entry.path)
+    return DecipheredReader(tree.disk.reader, size, pieces, tree.cipher, label=shown)
 
 
 def _pieces(tree: Tree, number: int, size: int, entry: Entry) -> list[Piece]:
     """Where the content with this number lies; a part of which nothing is said is left out."""
     pieces, block_size, end = list[Piece](), tree.disk.block_size, 0
-    for start, length, block in tree.extents(number) if size else ():
+    for start, length, block, code in tree.extents(number) if size else ():
         if (
             start < end
             or length % block_size
@@ -477,10 +491,32 @@ def _pieces(tree: Tree, number: int, size: int, entry: Entry) -> list[Piece]:
             raise broken(f"'{printable(entry.path)}'", "the list of its parts makes no sense")
         end = start + length
         if start < size:
-            pieces.append(Piece(start, min(length, size - start), block * block_size if block else None))
+            source, length = block * block_size if block else None, min(length, size - start)
+            coded = tree.cipher is not None
+            pieces.append(
+                _coded(tree, start, length, source, code) if coded else Piece(start, length, source)
+            )
         if len(pieces) > _MAX_PIECES:
             raise broken(f"'{printable(entry.path)}'", "it has too many parts")
     return pieces
+
+
+def _coded(tree: Tree, start: int, length: int, source: int | None, code: int) -> Piece:
+    from imagefs.browse.deciphered import CodedPiece
+
+    if source is not None and code >> 48:
+        raise broken(f"block {source // tree.disk.block_size}", "what it was encrypted as makes no sense")
+    return CodedPiece(start, length, source, code * (tree.disk.block_size // SECTOR))
+
+
+def _cipher(volume: Volume, keys: Mapping[str, bytes]) -> SectorCipher:
+    """What decrypts a volume. BrowseError where there is no key for it."""
+    key = keys.get(volume.uuid.hex())
+    if key is None:
+        raise _locked(volume)
+    from imagefs.block.sectorcipher import SectorCipher
+
+    return SectorCipher("aes-xts-plain64", key)
 
 
 def _locked(volume: Volume) -> BrowseError:

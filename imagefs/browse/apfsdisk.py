@@ -10,11 +10,14 @@ import struct
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from itertools import accumulate, pairwise
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from imagefs.block.cache import BlockCache
 from imagefs.errors import BrowseError, ImagefsError, NotAFileSystem
 from imagefs.interfaces import Reader
+
+if TYPE_CHECKING:  # it needs numpy, and few volumes are encrypted
+    from imagefs.block.sectorcipher import SectorCipher
 
 _BLOCK_SIZES = tuple(1 << n for n in range(12, 17))
 _CONTAINER, _BTREE, _NODE, _MAP, _VOLUME = 0x1, 0x2, 0x3, 0xB, 0xD
@@ -27,7 +30,9 @@ _ROOT, _LEAF, _FIXED = 1, 2, 4
 _DELETED, _ENCRYPTED, _HEADERLESS = 1, 4, 8
 _FUSION = 0x100
 _FOLDS, _NORMALIZES, _SEALED = 0x1, 0x8, 0x20
-_UNENCRYPTED = 0x1
+_UNENCRYPTED, _ONE_KEY = 0x1, 0x8
+#: What is encrypted is numbered in these units.
+SECTOR = 512
 #: Nodes that are kept, what maps of objects tell likewise; a tree has no more levels than that.
 _KEPT_NODES, _KEPT_ADDRESSES, _MAX_LEVELS = 2048, 1 << 16, 12
 _MAX_VOLUMES, _MAX_CHECKPOINTS, _MAX_SNAPSHOTS = 100, 1 << 16, 1 << 16
@@ -51,7 +56,8 @@ class Node(NamedTuple):
 
 class Volume(NamedTuple):
     """A superblock of a volume (apfs_superblock_t), of one that is in use or of a snapshot. ``transaction`` is when it
-    was written, ``block`` where; ``raw`` is all of it. ``hashed``: names in directories come after their hash."""
+    was written, ``block`` where; ``raw`` is all of it. ``hashed``: names in directories come after their hash.
+    ``one_key``: no file of it, if it is encrypted, has a key of its own."""
 
     block: int
     identifier: int
@@ -63,6 +69,7 @@ class Volume(NamedTuple):
     hashed: bool
     sealed: bool
     encrypted: bool
+    one_key: bool
     allocated: int
     map: int
     root: int
@@ -99,6 +106,10 @@ def record(identifier: int, kind: int) -> tuple[int, int]:
     return first, first | (1 << 64) - 1
 
 
+#: Block, order of the keys, and what decrypts it.
+_NodeKey = tuple[int, Callable[[bytes], int], "SectorCipher | None"]
+
+
 class Disk:
     """A container, as its newest checkpoint that is whole describes it. Safe in several threads."""
 
@@ -110,10 +121,13 @@ class Disk:
         if self.block_size not in _BLOCK_SIZES:
             raise _no_sense()
         self.reader = reader
-        self._nodes = BlockCache[tuple[int, Callable[[bytes], int]], Node](_KEPT_NODES, lambda node: 1)
+        self._nodes = BlockCache[_NodeKey, Node](_KEPT_NODES, lambda node: 1)
         self._addresses = BlockCache[tuple[int, int, int], tuple[int, int]](_KEPT_ADDRESSES, lambda found: 1)
         self._raw, self._map = self._newest()
         (self.blocks,) = struct.unpack_from("<Q", self._raw, 40)
+        self.uuid = self._raw[72:88]
+        #: The first block of the bag with the keys of volumes (nx_keylocker), and how many.
+        self.keybag: tuple[int, int] = struct.unpack_from("<QQ", self._raw, 1296)
         if struct.unpack_from("<Q", self._raw, 64)[0] & _FUSION:
             raise NotAFileSystem(
                 "the APFS container lies on two disks (Fusion)",
@@ -129,9 +143,14 @@ class Disk:
             raise broken(f"block {block}", "it lies past the end of the volume")
         return self.reader.read_at(block * size, size)
 
-    def object(self, block: int, *kinds: int) -> bytes:
-        """The object in a block, its checksum held against it."""
+    def decrypted(self, block: int, cipher: SectorCipher | None) -> bytes:
+        """The bytes of a block that is encrypted where it lies."""
         raw = self.read(block)
+        return raw if cipher is None else cipher.decrypt(raw, block * (self.block_size // SECTOR), SECTOR)
+
+    def object(self, block: int, *kinds: int, cipher: SectorCipher | None = None) -> bytes:
+        """The object in a block, its checksum held against it."""
+        raw = self.decrypted(block, cipher)
         if _header(raw)[3] & 0xFFFF not in kinds:
             raise broken(f"block {block}", "it is not what it should be")
         if not is_whole(raw):
@@ -196,15 +215,16 @@ class Disk:
         level: int | None = None,
         headerless: bool = False,
         order: Callable[[bytes], int] = by_number,
+        cipher: SectorCipher | None = None,
     ) -> Node:
         """A node of a tree. ``level`` is where it must be, else at the top."""
 
         def read() -> Node:
-            return _decoded(
-                self.read(block) if headerless else self.object(block, _BTREE, _NODE), block, order
-            )
+            if headerless:
+                return _decoded(self.decrypted(block, cipher), block, order)
+            return _decoded(self.object(block, _BTREE, _NODE, cipher=cipher), block, order)
 
-        found = self._nodes.get((block, order), read)
+        found = self._nodes.get((block, order, cipher), read)
         if found.level != level if level is not None else found.level >= _MAX_LEVELS:
             raise broken(f"block {block}", "it is at another place of its tree than it says")
         return found
@@ -269,6 +289,7 @@ class Disk:
             hashed=bool(features & (_FOLDS | _NORMALIZES)),
             sealed=bool(features & _SEALED),
             encrypted=not flags & _UNENCRYPTED,
+            one_key=bool(flags & _ONE_KEY),
             allocated=struct.unpack_from("<Q", raw, 88)[0],
             map=map_block,
             root=root,
@@ -300,12 +321,15 @@ class Disk:
 
 class Tree:
     """The records of a volume (its tree of files), as they were when its superblock was written. ``number`` is that of
-    the volume in its container."""
+    the volume in its container; ``cipher`` decrypts what of it is encrypted."""
 
-    def __init__(self, disk: Disk, volume: Volume, number: int = 0) -> None:
+    def __init__(
+        self, disk: Disk, volume: Volume, number: int = 0, cipher: SectorCipher | None = None
+    ) -> None:
         self.disk = disk
         self.volume = volume
         self.number = number
+        self.cipher = cipher
         self._map = disk.map_of(volume.map)
 
     def records(self, identifier: int, kind: int) -> Iterator[tuple[bytes, bytes]]:
@@ -315,8 +339,9 @@ class Tree:
         ):
             yield key[8:], value
 
-    def extents(self, identifier: int) -> Iterator[tuple[int, int, int]]:
-        """(first byte, length in bytes, block, which is 0 for a hole) of the content with this number."""
+    def extents(self, identifier: int) -> Iterator[tuple[int, int, int, int]]:
+        """(first byte, length in bytes, block, which is 0 for a hole, crypto_id) of the content with this number. The
+        last is the block that it was encrypted as, where the volume has one key."""
         if self.volume.sealed and self.volume.extents:
             root = self.disk.node(self.volume.extents)
             first = identifier << 64
@@ -326,7 +351,7 @@ class Tree:
             records = self.records(identifier, EXTENT)
         for key, value in records:
             length, block = struct.unpack_from("<QQ", _padded(value, 16))
-            yield _number(key), length & _LENGTH, block
+            yield _number(key), length & _LENGTH, block, _number(value[16:])
 
     def _child(self, value: bytes, level: int) -> Node:
         # nodes of a sealed volume are numbered from the top on
@@ -334,9 +359,11 @@ class Tree:
 
     def _node(self, identifier: int, level: int | None) -> Node:
         block, flags = self.disk.resolve(self._map, identifier, self.volume.transaction)
-        if flags & _ENCRYPTED:
+        cipher = self.cipher if flags & _ENCRYPTED else None
+        if flags & _ENCRYPTED and cipher is None:
             raise broken(f"block {block}", "it is encrypted")
-        return self.disk.node(block, level=level, headerless=bool(flags & _HEADERLESS), order=by_record)
+        headerless = bool(flags & _HEADERLESS)
+        return self.disk.node(block, level=level, headerless=headerless, order=by_record, cipher=cipher)
 
 
 def is_whole(raw: bytes) -> bool:

@@ -54,7 +54,7 @@ class MappedReader:
         reader = self._open_reader()
         out = []
         for piece, skip, part in self._cut(offset, count):
-            out.append(bytes(part) if piece.source is None else self._read(reader, piece.source + skip, part))
+            out.append(bytes(part) if piece.source is None else self._read(reader, piece, skip, part))
         return b"".join(out)
 
     def extents(self, offset: int, length: int, /) -> Iterator[Extent]:
@@ -79,8 +79,7 @@ class MappedReader:
                 yield Extent(State.ZERO, at, part)
                 continue
             inside = min(part, max(0, reader.size - piece.source - skip))
-            for extent in extents_of(reader, piece.source + skip, inside):
-                yield Extent(extent.state, extent.offset - piece.source - skip + at, extent.length)
+            yield from self._told(reader, piece, skip, inside)
             if inside < part:  # past the end of the volume: reading it says so
                 yield Extent(State.STORED, at + inside, part - inside)
         if offset < end:
@@ -117,7 +116,14 @@ class MappedReader:
             offset += part
             index += 1
 
-    def _read(self, reader: Reader, source: int, length: int) -> bytes:
+    def _told(self, reader: Reader, piece: Piece, skip: int, length: int) -> Iterator[Extent]:
+        """What is known of ``length`` bytes of a piece that is no hole, behind its first ``skip``."""
+        assert piece.source is not None
+        return moved(extents_of(reader, piece.source + skip, length), piece.start - piece.source)
+
+    def _read(self, reader: Reader, piece: Piece, skip: int, length: int) -> bytes:
+        assert piece.source is not None
+        source = piece.source + skip
         data = reader.read_at(source, length)
         if len(data) < length:
             raise damaged(self.label, source, "they lie past the end of the volume")

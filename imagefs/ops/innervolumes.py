@@ -348,7 +348,7 @@ class InnerVolumes:
 
     @staticmethod
     def _decrypted(reader: Reader, header: LuksHeader, key: bytes) -> Reader:
-        from imagefs.volume.sectorcipher import DecryptedReader, SectorCipher
+        from imagefs.block.sectorcipher import DecryptedReader, SectorCipher
 
         size = reader.size if header.size is None else header.size
         plain = DecryptedReader(

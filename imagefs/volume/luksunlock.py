@@ -9,11 +9,11 @@ from __future__ import annotations
 import hashlib
 import hmac
 
+from imagefs.block.sectorcipher import SectorCipher
 from imagefs.errors import BrowseError, Locked
 from imagefs.interfaces import Reader
 from imagefs.volume.facts import shown
 from imagefs.volume.luks import Check, Kdf, LuksHeader, Slot, read_header
-from imagefs.volume.sectorcipher import SectorCipher
 
 _SECTOR = 512
 

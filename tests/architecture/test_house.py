@@ -23,7 +23,7 @@ FOREIGN = {
     "fsspec": ("imagefs/spec/filesystem.py",),
     "google_crc32c": ("imagefs/allocation/ext.py", "imagefs/browse/xfsdisk.py"),
     "argon2": ("imagefs/volume/luksunlock.py",),
-    "cryptography": ("imagefs/volume/sectorcipher.py",),
+    "cryptography": ("imagefs/block/sectorcipher.py",),
     "pybde": ("imagefs/volume/bitlocker.py",),
     "pyvshadow": ("imagefs/volume/shadow.py",),
     "zstandard": ("imagefs/format/codec.py",),

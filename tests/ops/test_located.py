@@ -8,10 +8,10 @@ import pytest
 
 from imagefs.block.joined import JoinedReader, LostReader, StripedReader
 from imagefs.block.ranges import without
+from imagefs.block.sectorcipher import DecryptedReader, SectorCipher
 from imagefs.block.views import BytesReader, RefusingReader, SliceReader
 from imagefs.interfaces import Reader
 from imagefs.ops.located import Located, locate
-from imagefs.volume.sectorcipher import DecryptedReader, SectorCipher
 from tests.support.images import noise
 
 SIZE = 40_960

@@ -14,12 +14,12 @@ import pytest
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 from imagefs.block.joined import LostReader, lost_in
+from imagefs.block.sectorcipher import DecryptedReader, SectorCipher
 from imagefs.block.views import BytesReader, MarkedReader, SliceReader
 from imagefs.errors import BrowseError, Locked
 from imagefs.interfaces import State
 from imagefs.volume.luks import read_header
 from imagefs.volume.luksunlock import unlock
-from imagefs.volume.sectorcipher import DecryptedReader, SectorCipher
 from tests.support.images import noise
 from tests.support.oracles import need_tool, qemu_img, run_tool
 from tests.support.reader_contract import check_reader

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from imagefs.block.identity import clean
 from imagefs.block.views import clamp
 from imagefs.errors import BrowseError
 from imagefs.interfaces import Reader
-from imagefs.volume.facts import shown
 
 Words = npt.NDArray[np.uint64]
 _BLOCK = 16
@@ -42,17 +42,18 @@ class SectorCipher:
         halves = 2 if self._mode == "xts" else 1
         if name != "aes" or not known or len(key) // halves not in (16, 24, 32) or len(key) % halves:
             raise BrowseError(
-                f"the cipher {shown(spec)} with a key of {8 * len(key)} bits cannot be decrypted",
+                f"the cipher {clean(spec, 40)} with a key of {8 * len(key)} bits cannot be decrypted",
                 hint="AES in the modes xts and cbc can; for others unlock pN.raw of a mount with cryptsetup",
             )
         half = len(key) // halves
         self._data, self._tweak = _ecb(key[:half]), _ecb(key[-half:])
+        self._twice = halves == 2 and key[:half] == key[half:]  # which OpenSSL may refuse, and APFS has
         if self._iv == "essiv":
             try:
                 self._essiv = _ecb(hashlib.new(digest, key).digest())
             except ValueError as error:
                 raise BrowseError(
-                    f"the cipher {shown(spec)} needs a digest that is not known here"
+                    f"the cipher {clean(spec, 40)} needs a digest that is not known here"
                 ) from error
         self._key = key
 
@@ -66,7 +67,7 @@ class SectorCipher:
         count = len(data) // sector_size
         blocks = np.frombuffer(data, "<u8").reshape(count, sector_size // _BLOCK, 2)
         ivs = self._ivs(sector, count, sector_size // _UNIT)
-        if self._mode == "xts" and count <= _FEW:
+        if self._mode == "xts" and count <= _FEW and not self._twice:
             return _xts_each(self._key, data, ivs, sector_size)
         if self._mode == "xts":
             tweaks = _tweaks(self._encrypted(self._tweak, ivs), sector_size // _BLOCK)
@@ -102,6 +103,17 @@ def _ecb(key: bytes) -> Any:
             hint="install it with `make install EXTRAS=inner`, or `pip install 'imagefs[inner]'`",
         ) from error
     return Cipher(algorithms.AES(key), modes.ECB())
+
+
+def unwrapped(key: bytes, wrapped: bytes) -> bytes | None:
+    """The key that is ``wrapped`` with another (RFC 3394); None where that other one is wrong."""
+    _ecb(key)
+    from cryptography.hazmat.primitives import keywrap
+
+    try:
+        return keywrap.aes_key_unwrap(key, wrapped)
+    except keywrap.InvalidUnwrap:
+        return None
 
 
 def _xts_each(key: bytes, data: bytes, ivs: Words, sector_size: int) -> bytes:
