@@ -83,9 +83,10 @@ def _unzip(data: bytes, size: int) -> bytes:
     unpacker = zlib.decompressobj()
     try:
         plain = unpacker.decompress(data, size)
+        more = b"" if unpacker.eof else unpacker.decompress(unpacker.unconsumed_tail, 1)
     except zlib.error as error:
         raise ValueError("they cannot be decompressed") from error
-    if not unpacker.eof and unpacker.decompress(unpacker.unconsumed_tail, 1):
+    if more:
         raise ValueError(f"they decompress to more than {size} bytes")
     if not unpacker.eof:
         raise ValueError("they end too early")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import struct
+import zlib
 from contextlib import suppress
 from pathlib import Path
 
@@ -149,6 +150,15 @@ def test_a_damaged_zlib_chunk_is_told_and_the_others_are_read() -> None:
             told.append(at)
     assert len(told) == 1
     assert decmpfs.read_head(attribute) == Head(4, len(LARGE))
+
+
+def test_a_checksum_of_zlib_that_is_wrong_is_told() -> None:
+    """All bytes are there before it is looked at. Found by fuzzing."""
+    packed = bytearray(zlib.compress(b"some content"))
+    packed[-1] ^= 1
+    attribute = struct.pack("<4sIQ", b"fpmc", 3, 12) + bytes(packed)
+    with pytest.raises(BrowseError, match="cannot be decompressed"):
+        DecmpfsReader(Head(3, 12), BytesReader(attribute), label="it").read_at(0, 12)
 
 
 @pytest.mark.parametrize("kind", [4, 8, 10, 12])
