@@ -522,5 +522,5 @@ def _cipher(volume: Volume, keys: Mapping[str, bytes]) -> SectorCipher:
 def _locked(volume: Volume) -> BrowseError:
     return BrowseError(
         f"the APFS volume '{printable(volume.name.encode('utf-8', 'replace'))}' is encrypted",
-        hint="mount the image and open its pN.raw with a tool that asks for the password",
+        hint="give its password or recovery key with --unlock pN",
     )

@@ -28,6 +28,10 @@ class Snapshots:
     def __init__(self, reader: Reader) -> None:
         self._disk = Disk(reader)
 
+    def encrypted(self) -> bool:
+        """Whether a volume is."""
+        return any(volume.encrypted for volume in self._disk.volumes())
+
     def snapshots(self) -> list[list[object]]:
         """[number, name, ns since 1970, offset of its volume's superblock, what was there] of each, oldest first.
         Those that cannot be read are left out; an error where none can."""

@@ -3,7 +3,7 @@ adapters of those are loaded when a volume needs them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import UTC, tzinfo
 from functools import partial
@@ -12,9 +12,12 @@ from imagefs.errors import NotAFileSystem
 from imagefs.interfaces import FileSystem, Reader
 
 
-def open_filesystem(reader: Reader, *, fat_zone: tzinfo = UTC) -> FileSystem:
+def open_filesystem(
+    reader: Reader, *, fat_zone: tzinfo = UTC, keys: Mapping[str, bytes] | None = None
+) -> FileSystem:
     """The file system on ``reader``, which stays the caller's to close. ``fat_zone`` is the one in which the
-    times of FAT, and of exFAT where it does not say so itself, were written.
+    times of FAT, and of exFAT where it does not say so itself, were written; ``keys`` are those of encrypted
+    volumes of APFS (``open_apfs``).
 
     NotAFileSystem names what the volume seems to be and the way out. Errors of the reader come
     through as they are. The parsers run in this process; ``apart.open_apart`` gives them one of their own.
@@ -27,7 +30,7 @@ def open_filesystem(reader: Reader, *, fat_zone: tzinfo = UTC) -> FileSystem:
         return open_iso(reader) if found.kind == "iso9660" else found
     except NotAFileSystem as error:
         refused = error
-    opener = _beyond_tsk(reader)
+    opener = _beyond_tsk(reader, keys)
     if opener is not None:
         return opener(reader)
     from imagefs.browse.fat import open_fat
@@ -40,7 +43,7 @@ def open_filesystem(reader: Reader, *, fat_zone: tzinfo = UTC) -> FileSystem:
     raise NotAFileSystem(message, hint=hint) from refused
 
 
-def _beyond_tsk(reader: Reader) -> Callable[[Reader], FileSystem] | None:
+def _beyond_tsk(reader: Reader, keys: Mapping[str, bytes] | None) -> Callable[[Reader], FileSystem] | None:
     if reader.read_at(0, 4) == b"XFSB":
         from imagefs.browse.xfs import open_xfs
 
@@ -48,5 +51,5 @@ def _beyond_tsk(reader: Reader) -> Callable[[Reader], FileSystem] | None:
     if reader.read_at(32, 4) == b"NXSB":
         from imagefs.browse.apfs import open_apfs
 
-        return open_apfs
+        return partial(open_apfs, keys=keys)
     return None

@@ -263,7 +263,10 @@ def listed_volumes(disk: DiskImage) -> list[dict[str, Any]]:
 
 def _volume_row(disk: DiskImage, volume: Volume, facts: dict[str, Any]) -> dict[str, Any]:
     used, label, kind = None, facts["label"], facts["filesystem"]
-    holds_others = facts.get("state") is not None and kind != "ntfs"  # BitLocker To Go has a FAT for show
+    container = disk.container(volume.id)
+    holds_others = (
+        container is not None and not container.is_file_system
+    )  # BitLocker To Go has a FAT for show
     if kind and not holds_others and not volume.moment:  # of which there may be hundreds, each to be opened
         try:
             fs = disk.filesystem(volume.id)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import NamedTuple
@@ -36,12 +36,13 @@ MAX_NOTES = 20
 class Source(NamedTuple):
     """A volume in which files are looked for, its bytes, and where these lie on the disk. ``reader`` is None where
     there is nothing to look for: because the volume only holds others, or, told in ``closed``, because it cannot be
-    opened."""
+    opened. ``keys`` are those of ``open_filesystem``."""
 
     volume: Volume
     reader: Reader | None
     where: Located
     closed: str = ""
+    keys: Mapping[str, bytes] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,13 +99,13 @@ def in_image(image: DiskImage) -> Iterator[Source]:
         if volume.moment:
             continue
         where, container = image.located(volume), image.container(volume.id)
-        if container is not None and container.kind != "ntfs":
+        if container is not None and not container.is_file_system:
             closed = container.message if container.state in ("locked", "refused") else ""
             yield Source(volume, None, where, closed)
         elif where.loose:
             yield Source(volume, None, where, f"{volume.id}: nobody tells where on the disk its files lie")
         else:
-            yield Source(volume, image.volume_reader(volume), where)
+            yield Source(volume, image.volume_reader(volume), where, keys=image.keys_of(volume))
 
 
 def find_affected(
@@ -123,7 +124,7 @@ def find_affected(
             continue
         progress.start(f"files of {each.volume.id}", None)
         try:
-            with contextlib.closing(_open(each.reader)) as fs:
+            with contextlib.closing(_open(each.reader, each.keys)) as fs:
                 _search(fs, each, Ranges(inside), found)
         except ImagefsError as error:
             found.notes.append(f"{each.volume.id}: {error.message}")
@@ -131,10 +132,10 @@ def find_affected(
     return found
 
 
-def _open(reader: Reader) -> FileSystem:
+def _open(reader: Reader, keys: Mapping[str, bytes] | None) -> FileSystem:
     from imagefs.browse.apart import open_apart
 
-    return open_apart(reader)
+    return open_apart(reader, keys=dict(keys or {}))
 
 
 def _search(fs: FileSystem, source: Source, wanted: Ranges, found: Affected) -> None:

@@ -172,11 +172,12 @@ def _changed(pair: _Pair, found: VolumeDiff, changes: list[Range]) -> list[Range
 def _container(pair: _Pair) -> str:
     """What the volume is if it only holds others, which have rows of their own; else empty. BrowseError for one that
     cannot be opened."""
-    containers = [image.container(volume.id) for image, volume in pair.there]
+    found = (image.container(volume.id) for image, volume in pair.there)
+    containers = [None if each is not None and each.is_file_system else each for each in found]
     for each in containers:
         if each is not None and each.state in ("locked", "refused"):
             raise BrowseError(each.message)
-    said = [each.message for each in containers if each is not None and each.kind != "ntfs"]
+    said = [each.message for each in containers if each is not None]
     return said[-1] if len(said) == len(containers) else ""
 
 

@@ -219,6 +219,10 @@ class DiskImage:
         """What a volume is that holds others, or is locked; None for any other."""
         return self.inner.containers.get(volume_id)
 
+    def keys_of(self, volume: Volume) -> dict[str, bytes]:
+        """What opens the encrypted volumes in an APFS container; see ``open_filesystem``."""
+        return self.inner.keys_of(volume.id) if self._secrets else {}
+
     def volume(self, which: int | str) -> Volume:
         """A volume by its number or id (``p3.1``); BrowseError naming those there are."""
         wanted = which if isinstance(which, str) else f"p{which}"
@@ -300,8 +304,9 @@ class DiskImage:
         from imagefs.browse.apart import open_apart  # which verify and restore do not need
 
         reader = self._marked(volume)
+        keys = self.keys_of(volume)
         try:
-            return open_apart(reader, crew=self.crew, after=after, fat_zone=self.fat_zone)
+            return open_apart(reader, crew=self.crew, after=after, fat_zone=self.fat_zone, keys=keys)
         except NotAFileSystem as error:
             container = self.container(volume.id)
             if container is not None:

@@ -76,6 +76,11 @@ class Container:
     message: str
     needs: tuple[str, ...] = ()
 
+    @property
+    def is_file_system(self) -> bool:
+        """Whether it is looked into itself: it has points in time, or is encrypted file by file."""
+        return self.kind in ("ntfs", "apfs")
+
 
 @dataclass(frozen=True, slots=True)
 class Inner:
@@ -111,6 +116,7 @@ class InnerVolumes:
         self._count = 0
         self._queue: list[tuple[str, Reader]] = []
         self.containers: dict[str, Container] = {}
+        self._keys: dict[str, dict[str, bytes]] = {}
         self._roots = [volume.id for volume, _ in partitions]
         try:
             self._find([(volume.id, reader) for volume, reader in partitions])
@@ -133,6 +139,10 @@ class InnerVolumes:
         """The bytes of a volume inside others; None where it cannot be read."""
         outermost = volume_id.partition(".")[0].partition("@")[0]
         return next((each.reader for each in self.inside(outermost) if each.volume.id == volume_id), None)
+
+    def keys_of(self, volume_id: str) -> dict[str, bytes]:
+        """What opens the encrypted volumes of an APFS container, now and at its snapshots; see ``open_filesystem``."""
+        return self._keys.get(volume_id.partition("@")[0], {})
 
     def located(self, volume_id: str) -> Located:
         """Where on the disk its bytes lie."""
@@ -166,7 +176,7 @@ class InnerVolumes:
                 "luks": self._luks,
                 "bitlocker": self._bitlocker,
                 "ntfs": self._shadows,
-                "apfs": self._snapshots,
+                "apfs": self._apfs,
                 "": self._partitions,
             }
             if kind in looks:
@@ -430,18 +440,43 @@ class InnerVolumes:
             )
             self._add(volume, LostReader(content, kept, reader), made_ns)
 
-    def _snapshots(self, name: str, reader: Reader) -> None:
-        from imagefs.browse.answers import sure
-        from imagefs.browse.apfssnapshots import as_of
+    # -- APFS --------------------------------------------------------------------------------------
+
+    def _apfs(self, name: str, reader: Reader) -> None:
+        """What is encrypted in a container, and its snapshots. It is browsed as what it is: nothing lies inside it."""
         from imagefs.ops.volumeparser import VolumeParser
 
         try:
             with VolumeParser(reader, "apfs") as parser:
-                found = parser.ask("snapshots")
+                encrypted, found = parser.ask("encrypted"), parser.ask("snapshots")
         except ImagefsError as error:
             message = f"{name} may have snapshots that cannot be read: {error.message}"
             self.containers[name] = Container("apfs", "open", message)
             return
+        self._snapshots(name, reader, found)
+        if encrypted:
+            self._apfs_keys(name, reader)
+
+    def _apfs_keys(self, name: str, reader: Reader) -> None:
+        from imagefs.ops.volumeparser import VolumeParser
+
+        with VolumeParser(reader, "apfs keys") as parser:
+            if not parser.ask("locked"):
+                message = f"{name} is encrypted (APFS) with a key that only the Mac's chip has"
+                self.containers[name] = Container("apfs", "refused", message)
+                return
+            secret = self._secret(name)
+            if secret is None:
+                self._lock(name, "apfs", "APFS", ("password", "recovery key"))
+                return
+            keys = self._unlocked(name, "APFS", secret, partial(parser.ask, "key", [secret.data]))
+        self._keys[name] = {str(uuid): bytes(key) for uuid, key in keys}
+        self.containers[name] = Container("apfs", "open", f"{name} is encrypted (APFS), and unlocked")
+
+    def _snapshots(self, name: str, reader: Reader, found: Any) -> None:
+        from imagefs.browse.answers import sure
+        from imagefs.browse.apfssnapshots import as_of
+
         moment = _moments()
         for number, title, made_ns, place, superblock in sure(found, list):
             content = as_of(reader, int(place), bytes(superblock))
@@ -498,4 +533,4 @@ def _luks_key(reader: Reader, header: LuksHeader, secret: Secret) -> bytes:
     return found
 
 
-_NAMES = {"raid": "Linux RAID", "lvm2": "LVM", "luks": "LUKS", "bitlocker": "BitLocker"}
+_NAMES = {"raid": "Linux RAID", "lvm2": "LVM", "luks": "LUKS", "bitlocker": "BitLocker", "apfs": "APFS"}

@@ -29,6 +29,10 @@ def open_parser(reader: Reader, *, parser: str) -> Any:
         from imagefs.browse.apfssnapshots import Snapshots
 
         return Snapshots(reader)
+    if parser == "apfs keys":
+        from imagefs.browse.apfskeys import ApfsKeys
+
+        return ApfsKeys(reader)
     from imagefs.volume.shadow import Shadows
 
     return Shadows(reader)
