@@ -3,7 +3,8 @@
 Two bags of keys (media_keybag_t) lead there: that of the container, encrypted with its UUID, has the wrapped key of
 each volume and says where the volume's own bag is, which is encrypted with that one's UUID and has a record for each
 secret. A record is a key wrapped with the secret, which unwraps the volume's. Sources: "Apple File System Reference"
-(2020-06-22), and for what is in a record "Decrypting Apple File System" of J. Sylve (2022), disks of macOS.
+(2020-06-22); for what is in a record, disks of macOS and dissect.apfs 1.1, of which nothing was taken over; J. Sylve's
+"APFS Advent Challenge" (2022).
 
 May need seconds, as the records say, so it runs in a worker process with limits.
 """

@@ -370,14 +370,14 @@ def test_a_bag_of_several_blocks() -> None:
 def test_whatever_is_in_a_bag_the_answer_is_clean(monkeypatch: pytest.MonkeyPatch) -> None:
     """Bytes changed under a checksum that is right: the key of the volume, or an ImagefsError."""
     derive, dice, refused = hashlib.pbkdf2_hmac, random.Random(11), 0
-    monkeypatch.setattr(
-        hashlib, "pbkdf2_hmac", lambda *words: derive(*words[:3], min(words[3], 1000), words[4])
-    )
+
+    def quickly(digest: str, secret: bytes, salt: bytes, rounds: int, length: int) -> bytes:
+        return derive(digest, secret, salt, min(rounds, 1000), length)
+
+    monkeypatch.setattr(hashlib, "pbkdf2_hmac", quickly)
     entries = [(_UNLOCK, _WHERE), (_KEY, record(aes_key_wrap(_KEK, _VEK)))]
-    bags = {
-        _BAG: bag(_CONTAINERS_KIND, entries),
-        _VOLUMES_BAG: bag(_VOLUMES_KIND, [(_UNLOCK, unlocking(b"one", _KEK))]),
-    }
+    inner = bag(_VOLUMES_KIND, [(_UNLOCK, unlocking(b"one", _KEK))])
+    bags = {_BAG: bag(_CONTAINERS_KIND, entries), _VOLUMES_BAG: inner}
     disk = made([unlocking(b"one", _KEK)])
     for number in range(150):
         block = dice.choice([_BAG, _VOLUMES_BAG])
