@@ -14,6 +14,7 @@ from imagefs.errors import (
     FormatError,
     ImagefsError,
     IntegrityError,
+    Locked,
     NotAFileSystem,
     PathNotFound,
     line_of,
@@ -68,7 +69,7 @@ class VolumeTree:
             try:
                 self._open()
             except (BrowseError, FormatError, IntegrityError) as error:
-                needed = error.hint if isinstance(error, NotAFileSystem) else ""
+                needed = error.hint if isinstance(error, NotAFileSystem | Locked) else ""
                 self._reason = f"{error.message}; {needed}" if needed else error.message
                 return self._reason
             except ImagefsError as error:

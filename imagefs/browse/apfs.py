@@ -19,7 +19,7 @@ from imagefs.browse.apfsdisk import INODE, NAME, SECTOR, XATTR, Disk, Tree, Volu
 from imagefs.browse.content import MappedReader, Piece
 from imagefs.browse.listing import Listings
 from imagefs.browse.names import join, printable, repeated, safe_name, shown_name
-from imagefs.errors import BrowseError, PathNotFound
+from imagefs.errors import BrowseError, Locked, PathNotFound
 from imagefs.interfaces import Entry, EntryType, Named, Place, Reader, Stream, device_flags
 
 if TYPE_CHECKING:
@@ -519,8 +519,8 @@ def _cipher(volume: Volume, keys: Mapping[str, bytes]) -> SectorCipher:
     return SectorCipher("aes-xts-plain64", key)
 
 
-def _locked(volume: Volume) -> BrowseError:
-    return BrowseError(
+def _locked(volume: Volume) -> Locked:
+    return Locked(
         f"the APFS volume '{printable(volume.name.encode('utf-8', 'replace'))}' is encrypted",
         hint="give its password or recovery key with --unlock pN",
     )

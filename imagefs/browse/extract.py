@@ -221,6 +221,8 @@ class _Run:
         if entry.type is EntryType.DEVICE:
             if entry.rdev is None:
                 raise BrowseError("its device numbers are not known")
+            if entry.rdev[0] >> 12 or entry.rdev[1] >> 20:
+                raise BrowseError(f"no device of Linux has its numbers {entry.rdev[0]}, {entry.rdev[1]}")
             kind = stat.S_IFBLK if "block" in entry.flags else stat.S_IFCHR
             device = os.makedev(*entry.rdev)
         there = folder.status(name) if self._options.resume else None

@@ -1,0 +1,106 @@
+"""APFS on the command line and on a mount: what is encrypted, and snapshots as points in time."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import stat
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.browse.apfsdisks import disk_of
+from tests.cli.conftest import Cli
+from tests.cli.mounts import Room
+from tests.mounter.conftest import need
+from tests.support.oracles import root_only, run_tool
+
+SECRET = b"password"
+UNLOCK = ("--unlock", "p0=fd:0")
+#: By its published digest; macOS compressed it in several ways.
+_FORK_SUM = "5f46d97f947137dcf974fc19914c547acd18fcdb25124c846c1100f8b3fbca5f"
+_TEXT = "\uf8ff File System\n".encode()
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sets")
+    for name in ("encrypted", "snapshot", "case_sensitive"):
+        (folder / f"{name}.raw").write_bytes(disk_of(name))
+        run_tool([sys.executable, "-P", "-m", "imagefs", "capture", folder / f"{name}.raw", folder / name])
+    return folder
+
+
+def test_an_encrypted_volume_says_what_opens_it(sets: Path, cli: Cli) -> None:
+    ran = cli("ls", str(sets / "encrypted"), "--json")
+    (row,) = ran.document["entries"]
+    assert (row["filesystem"], row["label"], row["state"]) == ("apfs", "Encrypted", "locked")
+    assert row["needs"] == ["password", "recovery key"]
+    assert "p0 is locked (APFS): --unlock p0 asks" in cli("ls", str(sets / "encrypted")).err
+    ran = cli("cat", str(sets / "encrypted"), "/p0/dir/file")
+    assert (ran.code, "--unlock" in ran.err) == (40, True)
+    ran = cli("cat", str(sets / "encrypted"), "/p0/dir/file", *UNLOCK, "--json", stdin=b"wrong")
+    assert ran.code in (2, 40)
+    ran = cli("ls", str(sets / "encrypted"), "--json", *UNLOCK, stdin=b"wrong")
+    assert (ran.code, json.loads(ran.out)["error"]["code"]) == (40, "locked")
+    ran = cli("ls", str(sets / "case_sensitive"), *UNLOCK, stdin=SECRET)
+    assert (ran.code, "no locked volume p0" in ran.err) == (2, True)
+
+
+def test_files_of_an_encrypted_volume(sets: Path, cli: Cli, tmp_path: Path) -> None:
+    assert cli("cat", str(sets / "encrypted"), "/p0/dir/file", *UNLOCK, stdin=SECRET).out == _TEXT
+    ran = cli("get", str(sets / "encrypted"), "/p0/dir", "out", "--manifest", "sums", *UNLOCK, stdin=SECRET)
+    assert ran.code == 3, ran.err  # there are devices
+    run_tool(["sha256sum", "-c", "--quiet", "sums"], cwd=tmp_path)
+    for name in ("zlib", "lzvn", "lzfse"):
+        content = (tmp_path / f"out/compressed-{name}-fork").read_bytes()
+        assert hashlib.sha256(content).hexdigest() == _FORK_SUM
+    ran = cli("find", str(sets / "encrypted"), "--contains", "File System", *UNLOCK, stdin=SECRET)
+    assert sorted(ran.text.split()) == ["/p0/dir/file", "/p0/hardlink"]
+    ran = cli("history", str(sets / "encrypted"), "/p0/dir/file", "--json", *UNLOCK, stdin=SECRET)
+    assert [row["change"] for row in ran.document["versions"]] == ["first seen"]
+    ran = cli("diff", str(sets / "encrypted"), str(sets / "encrypted"), *UNLOCK, stdin=SECRET)
+    assert ran.code == 0, ran.err
+
+
+def test_an_encrypted_volume_on_a_mount(sets: Path, tmp_path: Path) -> None:
+    need(os.path.exists("/dev/fuse"), "/dev/fuse")
+    room = Room(tmp_path)
+    (room / "mnt").mkdir()
+    (room / "secret").write_bytes(SECRET)
+    room.run("mount", sets / "encrypted", "mnt", "--unlock", f"p0=file:{room / 'secret'}")
+    try:
+        assert (room / "mnt/p0/dir/file").read_bytes() == _TEXT
+        packed = (room / "mnt/p0/dir/compressed-lzvn-fork").read_bytes()
+        assert hashlib.sha256(packed).hexdigest() == _FORK_SUM
+    finally:
+        room.run("umount", "mnt")
+    room.run("mount", sets / "encrypted", "mnt")
+    assert "'Encrypted' is encrypted; give its password" in (room / "mnt/p0.txt").read_text()
+    room.run("umount", "mnt")
+
+
+def test_snapshots_are_points_in_time(sets: Path, cli: Cli) -> None:
+    rows = cli("ls", str(sets / "snapshot"), "--json").document["entries"]
+    assert len(rows) == 513
+    assert {row["role"] for row in rows[1:]} == {"snapshot"}
+    row = rows[301]
+    assert (row["name"], row["inside"], row["mtime"][:10]) == ("Snapshot 300", "p0", "2025-10-17")
+    assert cli("cat", str(sets / "snapshot"), f"{row['path']}/file").out == b"Snapshot 300\n"
+    assert cli("cat", str(sets / "snapshot"), "/p0/file").code == 40
+    ran = cli("find", str(sets / "snapshot"), "--name", "file")
+    assert ran.out == b""
+    ran = cli("find", str(sets / "snapshot"), row["path"], "--name", "file")
+    assert ran.text == f"{row['path']}/file\n"
+
+
+@root_only
+def test_devices_are_taken_out_as_what_they_are(sets: Path, cli: Cli, tmp_path: Path) -> None:
+    """But for those that had numbers of other systems when macOS made them."""
+    ran = cli("get", str(sets / "case_sensitive"), "/p0/dir", "out", "--owners")
+    assert (ran.code, ran.err.count("no device of Linux has its numbers")) == (3, 3)
+    for name, kind, device in (("blockdev", stat.S_IFBLK, (24, 57)), ("chardev", stat.S_IFCHR, (13, 68))):
+        facts = os.lstat(tmp_path / "out" / name)
+        assert (stat.S_IFMT(facts.st_mode), facts.st_rdev) == (kind, os.makedev(*device))
