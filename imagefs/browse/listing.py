@@ -9,7 +9,6 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 
 from imagefs.browse.names import fold, join, parts, printable
 from imagefs.errors import BrowseError, ImagefsError, PathNotFound
@@ -20,15 +19,26 @@ KEPT_ENTRIES = 100_000
 KEPT_LISTING = 80_000
 
 
-@dataclass(frozen=True, slots=True)
 class Listing:
-    """A whole directory: its entries by name, and by folded name where case does not matter."""
+    """A whole directory: its entries, by name, and by folded name where case does not matter. Most are listed and
+    never searched: tables are made for the first search."""
 
-    entries: dict[bytes, Entry]
-    folded: dict[bytes, Entry] = field(default_factory=dict)
+    def __init__(self, entries: list[Entry], folds: bool) -> None:
+        self.entries = entries
+        self._folds = folds
+        self._names: tuple[dict[bytes, Entry], dict[bytes, Entry]] | None = None
 
     def find(self, name: bytes) -> Entry | None:
-        return self.entries.get(name) or self.folded.get(fold(name))
+        if self._names is None:
+            self._names = self._tables()
+        names, folded = self._names
+        return names.get(name) or (folded.get(fold(name)) if self._folds else None)
+
+    def _tables(self) -> tuple[dict[bytes, Entry], dict[bytes, Entry]]:
+        folded = dict[bytes, Entry]()
+        for entry in self.entries if self._folds else ():
+            folded.setdefault(fold(entry.name), entry)
+        return {entry.name: entry for entry in self.entries}, folded
 
 
 class Listings:
@@ -62,13 +72,13 @@ class Listings:
             raise BrowseError(f"'{printable(directory.path)}' is not a directory", path=directory.path)
         listing = self._get(directory)
         if listing is not None:
-            return iter(listing.entries.values())
+            return iter(listing.entries)
         return self._scan_and_keep(directory)
 
     def kept(self, directory: Entry) -> Iterator[Entry] | None:
         """The children of a directory that is kept, None of any other."""
         listing = self._get(directory)
-        return None if listing is None else iter(listing.entries.values())
+        return None if listing is None else iter(listing.entries)
 
     def lookup(self, root: Entry, path: bytes) -> Entry:
         entry = root
@@ -124,10 +134,7 @@ class Listings:
             self._keep(directory, seen)
 
     def _keep(self, directory: Entry, children: list[Entry]) -> None:
-        listing = Listing({child.path.rsplit(b"/", 1)[-1]: child for child in children})
-        if self._folds:
-            for child in children:
-                listing.folded.setdefault(fold(child.name), child)
+        listing = Listing(children, self._folds)
         with self._lock:
             key = directory.inode, directory.path
             old = self._kept.pop(key, None)
