@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import stat
 import struct
-import unicodedata
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -18,7 +17,7 @@ from imagefs.browse import decmpfs
 from imagefs.browse.apfsdisk import INODE, NAME, SECTOR, XATTR, Disk, Tree, Volume, broken
 from imagefs.browse.content import MappedReader, Piece
 from imagefs.browse.listing import Listings
-from imagefs.browse.names import join, printable, repeated, safe_name, shown_name
+from imagefs.browse.names import join, mac_key, printable, repeated, safe_name, shown_name
 from imagefs.errors import BrowseError, Locked, PathNotFound
 from imagefs.interfaces import Entry, EntryType, Named, Place, Reader, Stream, device_flags
 
@@ -318,9 +317,9 @@ class ApfsFileSystem:
         if tree is None or not tree.volume.hashed:
             return None
         folds = tree.volume.folds
-        key = _normal(name, folds=folds)
+        key = mac_key(name, folds=folds)
         for path, number, kind in self._shown(directory, []):
-            if _normal(path.rpartition(b"/")[2], folds=folds) == key:
+            if mac_key(path.rpartition(b"/")[2], folds=folds) == key:
                 return self._made(tree, path, number, kind)
         return None
 
@@ -369,11 +368,6 @@ class ApfsFileSystem:
             rdev=device,
             flags=flags,
         )
-
-
-def _normal(name: bytes, *, folds: bool) -> str:
-    text = unicodedata.normalize("NFD", name.decode("utf-8", "surrogateescape"))
-    return unicodedata.normalize("NFD", text.casefold()) if folds else text
 
 
 def _read_inode(tree: Tree, number: int, what: str) -> Inode:

@@ -8,6 +8,7 @@ This module knows nothing of file systems.
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterable, Set
 
 FOLDED_KINDS = frozenset({"ntfs", "fat12", "fat16", "fat32", "exfat"})
@@ -28,6 +29,13 @@ def fold(name: bytes) -> bytes:
         return name.upper()
     text = name.decode("utf-8", "surrogateescape")
     return "".join(_upper(char) for char in text).encode("utf-8", "surrogateescape")
+
+
+def mac_key(name: bytes, *, folds: bool) -> str:
+    """The key under which names are equal for macOS: é in one character or in two is the same, and with ``folds`` case
+    does not matter."""
+    text = unicodedata.normalize("NFD", name.decode("utf-8", "surrogateescape"))
+    return unicodedata.normalize("NFD", text.casefold()) if folds else text
 
 
 def could_be_short(name: bytes) -> bool:

@@ -187,6 +187,14 @@ def test_extended_attributes_of_a_mac_are_named_as_linux_does() -> None:
     assert fs.xattrs(fs.lookup(b"/a_directory/another_file")) == {}
 
 
+def test_names_on_a_mac_are_found_without_case() -> None:
+    fs = open_filesystem(FileReader(corpus_file("dfvfs/test_data/hfsplus.raw")))
+    assert fs.lookup(b"/PASSWORDS.TXT").path == b"/passwords.txt"
+    assert fs.lookup(b"/A_Directory/A_FILE").path == b"/a_directory/a_file"
+    with pytest.raises(PathNotFound):
+        fs.lookup(b"/passwords.tx")
+
+
 @root_only
 def test_a_file_encrypted_by_windows_is_refused(tmp_path: Path) -> None:
     """ntfs-3g writes such files raw, as a backup program would: keys and ciphertext are of no matter here."""
