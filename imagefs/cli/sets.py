@@ -35,7 +35,8 @@ _NAMED_IMAGES = 8
     type=click.Choice(LEVELS),
     default="data",
     show_default=True,
-    help="quick: headers, sections, index, seals. data: every stored chunk too, and the view digest.",
+    help="quick: headers, sections, index, seals. data: every stored chunk too, and the view digest. deep: every "
+    "file too, in every file system.",
 )
 @click.option("--against", metavar="SOURCE", type=click.Path(), help="Compare with a device or raw file.")
 @click.option("--all", "every", is_flag=True, help="IMAGE is a set: verify every image of it.")
@@ -62,6 +63,8 @@ def verify(
             verifier.damaged(found.name, error)
         for each in chosen:
             verifier.verify(each)
+            if level == "deep":
+                verifier.look_into(each, open_image)
         report = verifier.report
         if against is not None and report.ok:
             _compare(report, catalog, chosen[0], against, threads, progress)

@@ -21,7 +21,7 @@ from imagefs.ops.linear import LinearDigests
 from imagefs.ops.pump import BATCH_BYTES, default_threads, ordered_map
 from imagefs.ops.skips import NOTHING, Skips
 
-LEVELS = ("quick", "data")
+LEVELS = ("quick", "data", "deep")
 #: Chunks that a worker gets at once, in bytes of the disk.
 _BATCH_BYTES = 4 * BATCH_BYTES
 #: More findings than this are counted, not kept.
@@ -69,11 +69,25 @@ class Verifier:
         self._progress = progress or NoProgress()
         self._sound: dict[str, bool] = {}
 
+    def look_into(self, info: ImageInfo, open_image: Callable[[Catalog, ImageInfo], DiskImage]) -> None:
+        """What level deep adds for an image that was verified: its file systems, where the chain can be resolved."""
+        from imagefs.ops.deep import look_into
+
+        layers = [info, *self._catalog.ancestors(info)]
+        if not all(self._sound.get(layer.id) for layer in layers):
+            return
+        try:
+            with open_image(self._catalog, info) as disk:
+                for finding in look_into(disk, progress=self._progress):
+                    self.report.add(finding)
+        except ImagefsError as error:
+            self.report.add(_finding(error, image=info.id, code=error.code))
+
     def verify(self, info: ImageInfo) -> None:
         """The image, every layer below it, and the view they resolve to."""
         layers = [info, *self._catalog.ancestors(info)]
         fresh = [layer for layer in layers if layer.id not in self._sound]
-        if self.report.level == "data":
+        if self.report.level != "quick":
             self._progress.start("verify", sum(layer.summary.frame_bytes for layer in fresh))
         before = len(self.report.findings)
         for layer in fresh:
@@ -91,7 +105,7 @@ class Verifier:
     # -- one layer --------------------------------------------------------------------------------
 
     def _layer(self, info: ImageInfo) -> None:
-        """Header, sections, index and, at level data, every stored chunk of one image."""
+        """Header, sections, index and, but at level quick, every stored chunk of one image."""
         self._sound[info.id] = False
         try:
             reader = self._catalog.open_image(info)
@@ -136,7 +150,7 @@ class Verifier:
                 _finding(error, image=reader.id, code="index", offset=entry.offset, length=entry.length)
             )
             return False
-        if self.report.level == "data":
+        if self.report.level != "quick":
             self._chunks(reader, rows)
         return True
 
@@ -162,7 +176,7 @@ class Verifier:
             self.report.add(_finding(error, image=info.id, code=error.code))
             return
         try:
-            if self.report.level == "data" and disk.view_digest() != info.summary.view:
+            if self.report.level != "quick" and disk.view_digest() != info.summary.view:
                 self.report.add(
                     Finding("error", "view", f"{info.name}: the view digest does not match", info.id)
                 )
