@@ -81,9 +81,18 @@ class Contents:
         """The named streams of an entry, that of WOF too."""
         if self._facts.kind not in ("ntfs", "hfs") or "unreadable" in entry.flags:
             return []
+        number = tskentry.address(entry.inode)
+        if not self._may_have_streams(number):
+            return []
         with self._handle.hold(f"'{printable(entry.path)}'") as info:
-            found = tskentry.streams_of(info.open_meta(inode=tskentry.address(entry.inode)))
+            found = tskentry.streams_of(info.open_meta(inode=number))
         return tskentry.named_streams(self._facts.kind, found)
+
+    def _may_have_streams(self, number: int) -> bool:
+        """By the record of an NTFS file: most have none, and TSK takes a millisecond to say so."""
+        table = self._facts.mft
+        found = mft.decode_streams(table.raw(number)) if table is not None else None
+        return found is None or any(each.kind == tskentry.NTFS_DATA and each.name for each in found)
 
     def mac_xattrs(self, entry: Entry) -> dict[bytes, bytes]:
         """The extended attributes of HFS+, named as Linux does: those of macOS begin with ``osx.``."""
