@@ -124,8 +124,8 @@ class VolumeTree:
         if not name or folder is None:
             return False, None
         found = folder.find(name, case_insensitive=case_insensitive)
-        if found is None and (b":" in name or b"~" in name):
-            return False, None  # a named stream, or a short name: no folder lists those
+        if found is None and (b":" in name or b"~" in name or self._may_fold(name)):
+            return False, None  # a named stream, a short name, another form of one: no folder lists those
         if not isinstance(found, Named):
             return True, found
         self._in_full = _IN_FULL
@@ -134,6 +134,11 @@ class VolumeTree:
         whole = self._cache.folder(self.slot, shown)
         found = whole.find(name, case_insensitive=case_insensitive) if whole else None
         return isinstance(found, Entry), found if isinstance(found, Entry) else None
+
+    def _may_fold(self, name: bytes) -> bool:
+        """Whether macOS may know a file by this name that has another one."""
+        kind = self._filesystem.kind if self._filesystem is not None else ""
+        return kind == "hfs" or (kind == "apfs" and not name.isascii())
 
     def children(self, entry: Entry) -> Iterator[tuple[bytes, Entry | Named]]:
         """Name and entry of all in a directory, as they come; a complete listing is remembered.

@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import stat
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from imagefs.block.joined import SureReader
 from imagefs.block.views import BytesReader
 from imagefs.browse import decmpfs
 from imagefs.browse.apfsdisk import INODE, NAME, SECTOR, XATTR, Disk, Tree, Volume, broken
 from imagefs.browse.content import MappedReader, Piece
-from imagefs.browse.listing import Listings
-from imagefs.browse.names import join, mac_key, printable, repeated, safe_name, shown_name
-from imagefs.errors import BrowseError, Locked, PathNotFound
-from imagefs.interfaces import Entry, EntryType, Named, Place, Reader, Stream, device_flags
+from imagefs.browse.listing import Listings, MacNames
+from imagefs.browse.names import join, printable, repeated, safe_name, shown_name
+from imagefs.errors import BrowseError, ImagefsError, Locked, PathNotFound
+from imagefs.interfaces import METADATA, Entry, EntryType, Named, Place, Reader, Stream, device_flags
 
 if TYPE_CHECKING:
     from imagefs.block.sectorcipher import SectorCipher
@@ -89,7 +90,7 @@ def open_apfs(reader: Reader, *, keys: Mapping[str, bytes] | None = None) -> Apf
     """The APFS on ``reader``, which stays the caller's; NotAFileSystem says what is in the way. ``keys`` are those of
     encrypted volumes by their UUID, as bytes.hex() writes it; a volume without one cannot be entered."""
     disk = Disk(reader)
-    return ApfsFileSystem(disk, disk.volumes(), keys or {})
+    return ApfsFileSystem(disk, disk.slots(), keys or {})
 
 
 class ApfsFileSystem:
@@ -97,11 +98,18 @@ class ApfsFileSystem:
 
     kind = "apfs"
 
-    def __init__(self, disk: Disk, volumes: list[Volume], keys: Mapping[str, bytes]) -> None:
-        if not volumes:
-            raise broken("the container", "it has no volume")
-        self.label = volumes[0].name if len(volumes) == 1 else ""
-        self.case_insensitive = all(volume.folds for volume in volumes)
+    def __init__(
+        self, disk: Disk, volumes: Sequence[Volume | ImagefsError], keys: Mapping[str, bytes]
+    ) -> None:
+        """``volumes`` has an error in the place of one that cannot be read."""
+        there = [volume for volume in volumes if isinstance(volume, Volume)]
+        if not there:
+            raise next(
+                (volume for volume in volumes if isinstance(volume, ImagefsError)),
+                broken("the container", "it has no volume"),
+            )
+        self.label = there[0].name if len(volumes) == 1 else ""
+        self.case_insensitive = all(volume.folds for volume in there)
         self._disk: Disk | None = disk
         self._volumes = volumes
         self._keys = dict(keys)
@@ -109,11 +117,12 @@ class ApfsFileSystem:
         self._listings = Listings(
             self._scan, case_insensitive=self.case_insensitive, readlink=self.readlink, other=self._other
         )
+        self._mac_names = MacNames(self.children)
 
     @property
     def used_bytes(self) -> int | None:
         disk = self._opened()
-        used = sum(volume.allocated for volume in self._volumes)
+        used = sum(volume.allocated for volume in self._volumes if isinstance(volume, Volume))
         return used * disk.block_size if used <= disk.blocks else None
 
     def root(self) -> Entry:
@@ -162,16 +171,15 @@ class ApfsFileSystem:
         return target
 
     def places(self, entry: Entry, /) -> list[Place]:
-        if entry.type is not EntryType.FILE:
+        if self._at(entry).tree is None:
             return []
         tree, inode = self._of(entry)
-        contents = [(b"", inode.content, inode.size)]
-        if not inode.is_compressed:
-            contents += [
-                (_RSRC, each.content, each.size) for each in self._forks(tree, inode) if each.content
-            ]
-        elif fork := _attributes(tree, inode).get(_FORK):
-            contents = [(b"", fork.content, fork.size)]
+        contents = [(b"", inode.content, inode.size)] if entry.type is EntryType.FILE else []
+        for name, each in _attributes(tree, inode).items():
+            stream = _RSRC if name == _FORK else METADATA
+            if inode.is_compressed and name in (_FORK, decmpfs.ATTRIBUTE):
+                stream = b""
+            contents += [(stream, each.content, each.size)] if each.content else []
         return [
             Place(stream, piece.source, piece.source + piece.length)
             for stream, number, size in contents
@@ -208,6 +216,7 @@ class ApfsFileSystem:
         self._disk = None
         self._trees.clear()
         self._listings.clear()
+        self._mac_names.clear()
 
     def _opened(self) -> Disk:
         disk = self._disk
@@ -218,8 +227,10 @@ class ApfsFileSystem:
     # -- files by number ---------------------------------------------------------------------------
 
     def _tree(self, number: int) -> Tree:
-        """The records of a volume; BrowseError where it is encrypted and there is no key."""
+        """The records of a volume; Locked where it is encrypted, the error of one that cannot be read."""
         disk, volume = self._opened(), self._volumes[number]
+        if isinstance(volume, ImagefsError):
+            raise volume
         found = self._trees.get(number)
         if found is None:
             cipher = _cipher(volume, self._keys) if volume.encrypted else None
@@ -228,7 +239,7 @@ class ApfsFileSystem:
 
     def _at(self, entry: Entry) -> _At:
         self._opened()
-        volume, _, number = entry.inode.rpartition("-")
+        volume, _, number = entry.inode.rpartition(":")
         try:
             several = len(self._volumes) > 1
             if several and not volume and number == "0":
@@ -258,18 +269,15 @@ class ApfsFileSystem:
 
     def _tops(self) -> Iterator[Entry]:
         """The volumes; one that cannot be entered is there, and says why when it is."""
-        found = []
-        for number, volume in enumerate(self._volumes):
-            path = b"/" + safe_name(volume.name.encode("utf-8", "replace"))
-            try:
-                found.append(self._top(number, path))
-            except BrowseError:
-                flags = ("encrypted",) if volume.encrypted else ("damaged",)
-                found.append(Entry(path, EntryType.DIRECTORY, 0, f"{number}-{_ROOT}", flags=flags))
-        names = [entry.name for entry in found]
+        names = [_shown_volume(number, volume) for number, volume in enumerate(self._volumes)]
         twice, taken = repeated(names), frozenset(names)
-        for entry in found:
-            yield entry._replace(path=b"/" + shown_name(entry.name, entry.inode, twice=twice, taken=taken))
+        for number, name in enumerate(names):
+            path = b"/" + shown_name(name, str(number), twice=twice, taken=taken)
+            try:
+                yield self._top(number, path)
+            except ImagefsError as error:
+                flags = ("encrypted",) if isinstance(error, Locked) else ("damaged",)
+                yield Entry(path, EntryType.DIRECTORY, 0, f"{number}:{_ROOT}", flags=flags)
 
     def _scan(self, directory: Entry) -> Iterator[Entry]:
         tree = self._at(directory).tree
@@ -308,7 +316,7 @@ class ApfsFileSystem:
         twice = repeated(name for name, _, _ in found)
         taken = frozenset(name for name, _, _ in found) if twice else frozenset[bytes]()
         for name, number, kind in found:
-            shown = shown_name(name, self._inode(tree, number), twice=twice, taken=taken)
+            shown = shown_name(name, str(number), twice=twice, taken=taken)
             yield join(directory.path, shown), number, kind
 
     def _other(self, directory: Entry, name: bytes) -> Entry | None:
@@ -316,17 +324,12 @@ class ApfsFileSystem:
         tree = self._at(directory).tree
         if tree is None or not tree.volume.hashed:
             return None
-        folds = tree.volume.folds
-        key = mac_key(name, folds=folds)
-        for path, number, kind in self._shown(directory, []):
-            if mac_key(path.rpartition(b"/")[2], folds=folds) == key:
-                return self._made(tree, path, number, kind)
-        return None
+        return self._mac_names.find(directory, name, folds=tree.volume.folds)
 
     def _inode(self, tree: Tree | None, number: int) -> str:
         if len(self._volumes) == 1 or tree is None:
             return str(number)
-        return f"{tree.number}-{number}"
+        return f"{tree.number}:{number}"
 
     def _made(self, tree: Tree, path: bytes, number: int, kind: EntryType) -> Entry:
         """The entry of a name; one whose inode is damaged is still there, of the type its directory tells."""
@@ -368,6 +371,13 @@ class ApfsFileSystem:
             rdev=device,
             flags=flags,
         )
+
+
+def _shown_volume(number: int, volume: Volume | ImagefsError) -> bytes:
+    """The name of a volume; of one that cannot be read nobody knows it."""
+    if isinstance(volume, ImagefsError):
+        return b"volume %d" % number
+    return safe_name(volume.name.encode("utf-8", "replace"))
 
 
 def _read_inode(tree: Tree, number: int, what: str) -> Inode:
@@ -441,7 +451,9 @@ def _value(tree: Tree, attribute: Attribute, entry: Entry) -> bytes:
     if attribute.size > _MAX_VALUE:
         name = printable(attribute.name)
         raise broken(f"'{printable(entry.path)}'", f"its attribute {name} has {attribute.size} bytes")
-    return _content(tree, attribute.content, attribute.size, entry).read_at(0, attribute.size)
+    content = _content(tree, attribute.content, attribute.size, entry)
+    what = f"of the attribute {printable(attribute.name)} are lacking"
+    return SureReader(content, what).read_at(0, attribute.size)
 
 
 def _plain_size(tree: Tree, inode: Inode) -> int:
@@ -462,6 +474,9 @@ def _content(tree: Tree, number: int, size: int, entry: Entry) -> MappedReader:
         return MappedReader(tree.disk.reader, size, pieces, label=shown)
     from imagefs.browse.deciphered import DecipheredReader
 
+    if int.from_bytes(tree.volume.raw[976:984], "little"):  # er_state_oid
+        why = "the volume was being encrypted or decrypted"
+        raise BrowseError(f"'{shown}' cannot be decrypted: {why}", path=entry.path)
     if tree.volume.sealed or not tree.volume.one_key:
         why = (
             "the volume is encrypted and sealed"
@@ -516,5 +531,5 @@ def _cipher(volume: Volume, keys: Mapping[str, bytes]) -> SectorCipher:
 def _locked(volume: Volume) -> Locked:
     return Locked(
         f"the APFS volume '{printable(volume.name.encode('utf-8', 'replace'))}' is encrypted",
-        hint="give its password or recovery key with --unlock pN",
+        hint="`imagefs ls IMAGE` says what opens it, for --unlock",
     )

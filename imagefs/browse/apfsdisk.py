@@ -254,8 +254,16 @@ class Disk:
     # -- volumes -----------------------------------------------------------------------------------
 
     def volumes(self) -> list[Volume]:
-        """The volumes of the container. Raises the first error where none can be read."""
-        found, errors = [], []
+        """Those that can be read. Raises the first error where none can."""
+        slots = self.slots()
+        found = [each for each in slots if isinstance(each, Volume)]
+        if slots and not found:
+            raise next(each for each in slots if isinstance(each, ImagefsError))
+        return found
+
+    def slots(self) -> list[Volume | ImagefsError]:
+        """The volumes of the container, and an error in the place of each that cannot be read."""
+        found = list[Volume | ImagefsError]()
         for number in range(_MAX_VOLUMES):
             (identifier,) = struct.unpack_from("<Q", self._raw, 184 + 8 * number)
             if not identifier:
@@ -264,9 +272,7 @@ class Disk:
                 block, _ = self.resolve(self._map, identifier, _header(self._raw)[2])
                 found.append(self.volume(block))
             except ImagefsError as error:
-                errors.append(error)
-        if errors and not found:
-            raise errors[0]
+                found.append(error)
         return found
 
     def volume(self, block: int) -> Volume:

@@ -32,29 +32,27 @@ class Snapshots:
         """Whether a volume is."""
         return any(volume.encrypted for volume in self._disk.volumes())
 
-    def snapshots(self) -> list[list[object]]:
-        """[number, name, ns since 1970, offset of its volume's superblock, what was there] of each, oldest first.
-        Those that cannot be read are left out; an error where none can."""
-        found, errors = [], list[ImagefsError]()
+    def snapshots(self) -> list[object]:
+        """[what could not be read, the others]: sentences, one for each, and [transaction, name, ns since 1970, offset
+        of its volume's superblock, what was there] of each, oldest first."""
+        told, known = list[str](), list[tuple[int, Volume, Snapshot]]()
         volumes = self._disk.volumes()
         for volume in volumes:
             try:
-                known = self._disk.snapshots(volume)
+                known += [(each.made_ns, volume, each) for each in self._disk.snapshots(volume)]
             except ImagefsError as error:
-                errors.append(error)
+                told.append(error.message)
+        known.sort(key=lambda each: each[0])
+        found = list[list[object]]()
+        for made, volume, each in known[-_MOST:]:
+            try:
+                block = superblock_of(self._disk, volume, each)
+            except ImagefsError as error:
+                told.append(error.message)
                 continue
-            for each in known[-_MOST:]:
-                try:
-                    block = superblock_of(self._disk, volume, each)
-                except ImagefsError as error:
-                    errors.append(error)
-                    continue
-                name = f"{volume.name}: {each.name}" if len(volumes) > 1 else each.name
-                found.append((each.made_ns, name, volume.block * self._disk.block_size, block))
-        if errors and not found:
-            raise errors[0]
-        found.sort(key=lambda each: each[0])
-        return [[number, name, made, at, raw] for number, (made, name, at, raw) in enumerate(found[-_MOST:])]
+            name = f"{volume.name}: {each.name}" if len(volumes) > 1 else each.name
+            found.append([each.transaction, name, made, volume.block * self._disk.block_size, block])
+        return [told[:_MOST], found]
 
     def close(self) -> None:
         pass

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from functools import lru_cache
 
+from imagefs.block.joined import SureReader, lost_in
 from imagefs.block.views import clamp
 from imagefs.errors import BrowseError
 from imagefs.interfaces import Extent, Reader, State
@@ -20,19 +21,27 @@ class ChunkedReader(ABC):
     def __init__(self, packed: Reader, size: int, *, chunk: int, label: str) -> None:
         self.size = size
         self._source: Reader | None = packed
+        self._sure: Reader | None = None
         self._chunk_size = chunk
         self._label = label
         self._chunk = lru_cache(maxsize=_KEPT)(self._decode)
 
     @property
     def _packed(self) -> Reader:
+        """What is compressed. Zeros that stand for what an image does not have are refused: they may decode."""
         if self._source is None:
             raise BrowseError(f"'{self._label}' is closed")
-        return self._source
+        if self._sure is None:
+            lost = bool(lost_in(self._source))
+            self._sure = (
+                SureReader(self._source, "of what is compressed are lacking") if lost else self._source
+            )
+        return self._sure
 
     def read_at(self, offset: int, length: int, /) -> bytes:
         end, out = offset + clamp(self.size, offset, length), []
-        self._packed  # noqa: B018 - a closed one raises
+        if self._source is None:
+            raise BrowseError(f"'{self._label}' is closed")
         while offset < end:
             number, skip = divmod(offset, self._chunk_size)
             part = self._chunk(number)[skip : skip + end - offset]
@@ -54,5 +63,5 @@ class ChunkedReader(ABC):
     def close(self) -> None:
         if self._source is not None:
             self._source.close()
-        self._source = None
+        self._source = self._sure = None
         self._chunk.cache_clear()

@@ -218,10 +218,10 @@ class FolderFileSystem:
             os.close(below)
 
     def _tree(self, device: int, folder: int) -> str:
-        """``257-`` before the inodes of subvolume 257, nothing before those of the top."""
+        """``257:`` before the inodes of subvolume 257, nothing before those of the top."""
         known = self._trees.get(device)
         if known is None:
-            known = f"{_subvolume(folder) or device}-"
+            known = f"{_subvolume(folder) or device}:"
             self._trees[device] = known
         return known
 

@@ -10,7 +10,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 
-from imagefs.browse.names import fold, join, parts, printable
+from imagefs.browse.names import fold, join, mac_key, parts, printable
 from imagefs.errors import BrowseError, ImagefsError, PathNotFound
 from imagefs.interfaces import Entry, EntryType
 
@@ -39,6 +39,28 @@ class Listing:
         for entry in self.entries if self._folds else ():
             folded.setdefault(fold(entry.name), entry)
         return {entry.name: entry for entry in self.entries}, folded
+
+
+class MacNames:
+    """Finds a child as macOS does, where a listing does not. The keys of the directory that was asked last are kept."""
+
+    def __init__(self, children: Callable[[Entry], Iterator[Entry]]) -> None:
+        self._children = children
+        self._last: tuple[tuple[str, bytes, bool], dict[str, Entry]] | None = None
+
+    def find(self, directory: Entry, name: bytes, *, folds: bool) -> Entry | None:
+        asked, last = (directory.inode, directory.path, folds), self._last
+        if last is None or last[0] != asked:
+            table = dict[str, Entry]()
+            for child in self._children(directory):
+                table.setdefault(mac_key(child.name, folds=folds), child)
+            last = asked, table
+            if len(table) <= KEPT_LISTING:
+                self._last = last
+        return last[1].get(mac_key(name, folds=folds))
+
+    def clear(self) -> None:
+        self._last = None
 
 
 class Listings:

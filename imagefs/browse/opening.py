@@ -1,5 +1,5 @@
-"""Opens whatever file system is on a volume: The Sleuth Kit first, then what TSK refuses or does not know. The
-adapters of those are loaded when a volume needs them."""
+"""Opens whatever file system is on a volume: what The Sleuth Kit does not know by its magic word, then TSK, then what
+TSK refuses. The adapters of the others are loaded when a volume needs them."""
 
 from __future__ import annotations
 
@@ -25,14 +25,22 @@ def open_filesystem(
     from imagefs.browse.iso9660 import open_iso
     from imagefs.browse.tsk import open_tsk
 
+    own = _own(reader, keys)
+    ours: NotAFileSystem | None = None
+    if (
+        own is not None
+    ):  # first: looking for others, TSK reads megabytes, which an image of mode used may not have
+        try:
+            return own(reader)
+        except NotAFileSystem as error:
+            ours = error
     try:
         found = open_tsk(reader, fat_zone=fat_zone)
         return open_iso(reader) if found.kind == "iso9660" else found
     except NotAFileSystem as error:
+        if ours is not None:
+            raise ours from error
         refused = error
-    opener = _beyond_tsk(reader, keys)
-    if opener is not None:
-        return opener(reader)
     from imagefs.browse.fat import open_fat
     from imagefs.browse.sniff import refusal
 
@@ -43,12 +51,14 @@ def open_filesystem(
     raise NotAFileSystem(message, hint=hint) from refused
 
 
-def _beyond_tsk(reader: Reader, keys: Mapping[str, bytes] | None) -> Callable[[Reader], FileSystem] | None:
-    if reader.read_at(0, 4) == b"XFSB":
+def _own(reader: Reader, keys: Mapping[str, bytes] | None) -> Callable[[Reader], FileSystem] | None:
+    """What opens a file system that TSK does not know, by its first bytes."""
+    head = reader.read_at(0, 36)
+    if head[:4] == b"XFSB":
         from imagefs.browse.xfs import open_xfs
 
         return open_xfs
-    if reader.read_at(32, 4) == b"NXSB":
+    if head[32:] == b"NXSB":
         from imagefs.browse.apfs import open_apfs
 
         return partial(open_apfs, keys=keys)

@@ -20,9 +20,9 @@ from imagefs.browse.extinode import ExtInodes, read_superblock
 from imagefs.browse.extxattr import ExtAttributes
 from imagefs.browse.fatdentry import Dentries
 from imagefs.browse.hfsplus import open_trees
-from imagefs.browse.listing import Listings
+from imagefs.browse.listing import Listings, MacNames
 from imagefs.browse.mft import Mft, record_size
-from imagefs.browse.names import FOLDED_KINDS, could_be_short, fold, mac_key, parts, printable, safe_name
+from imagefs.browse.names import FOLDED_KINDS, could_be_short, fold, parts, printable, safe_name
 from imagefs.browse.records import ByRecords
 from imagefs.browse.tskcontent import Contents
 from imagefs.browse.tskdir import Directories
@@ -201,6 +201,7 @@ class TskFileSystem(ByRecords):
             find=self._directories.find,
             other=self._by_other_name,
         )
+        self._mac_names = MacNames(self.children)
 
         super().__init__(facts, self._maker, self._directories)
 
@@ -238,10 +239,8 @@ class TskFileSystem(ByRecords):
     def _by_other_name(self, directory: Entry, name: bytes) -> Entry | None:
         """The child that is found by a short name, or as macOS finds it on HFS+."""
         if self.kind == "hfs":
-            folds = self._facts.reader.read_at(1024, 2) == b"H+"  # HX: case matters
-            key = mac_key(name, folds=folds)
-            found = (each for each in self.children(directory) if mac_key(each.name, folds=folds) == key)
-            return next(found, None)
+            case_matters = self._facts.reader.read_at(1024, 2) == b"HX"
+            return self._mac_names.find(directory, name, folds=not case_matters)
         if self._facts.fat is not None:
             return self._facts.fat.by_short_name(self.children(directory), name)
         if self.kind != "ntfs" or not could_be_short(name):

@@ -250,7 +250,7 @@ def list_volumes(console: Console, disk: DiskImage) -> None:
             f"{row['role'] or '-'}{', ' + quote(row['name'].encode()) if row['inside'] and row['name'] else ''}"
         )
     for row in rows:
-        if row["message"] and (row["state"] != "open" or row["filesystem"] == "raid"):
+        if row["message"] and (row["state"] != "open" or row["filesystem"] in ("raid", "ntfs", "apfs")):
             console.note(f"imagefs: {one_line(row['message'])}")
 
 

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import os
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, tzinfo
 from functools import partial
+from typing import TYPE_CHECKING
 
 from imagefs.browse.crew import Crew
 from imagefs.cli.console import default_set
@@ -22,6 +23,9 @@ from imagefs.interfaces import ObjectInfo
 from imagefs.store import LocalStore
 from mounter.points import OpenedPoint, PointSpec
 
+if TYPE_CHECKING:
+    from imagefs.ops.innervolumes import Secret
+
 #: Of a table of runs and what finds one in it quickly.
 _BYTES_A_RUN = 40
 
@@ -31,8 +35,17 @@ Opener = Callable[[Catalog, ImageInfo], OpenedPoint]
 class Points:
     """What the set in ``store`` holds, asked as often as anybody likes: read again when its listing has changed."""
 
-    def __init__(self, store: LocalStore, *, fat_zone: tzinfo = UTC, unreadable: str = "zeros") -> None:
+    def __init__(
+        self,
+        store: LocalStore,
+        *,
+        fat_zone: tzinfo = UTC,
+        unreadable: str = "zeros",
+        secrets: Mapping[str, Secret] | None = None,
+    ) -> None:
+        """``secrets`` are by the id of the volume that they open; what they do not open in an image stays locked."""
         self._store = store
+        self._secrets = secrets or {}
         self._fat_zone = fat_zone
         self._unreadable = unreadable
         self._listing: tuple[ObjectInfo, ...] | None = None
@@ -51,6 +64,7 @@ class Points:
     def _open(self, catalog: Catalog, info: ImageInfo) -> OpenedPoint:
         image = open_disk(catalog, info, fat_zone=self._fat_zone, shared=self.shared)
         image.crew = self.crew
+        image.unlock(self._secrets, lenient=True)
         try:
             spec = mount_spec(image, catalog.store.url, unreadable=self._unreadable)
         except BaseException:

@@ -17,6 +17,7 @@ from imagefs.cli.console import Console, log_line
 from imagefs.cli.facts import image_document
 from imagefs.cli.mount import Wishes, log_path, state_dir
 from imagefs.cli.text import time_json
+from imagefs.cli.unlock import secrets_of
 from imagefs.cli.wiring import choose_image, open_disk, parse_volume, prepare_worker, shown_disk
 from imagefs.errors import ImagefsError
 from imagefs.interfaces import Reader, Volume, Writable
@@ -124,7 +125,8 @@ def _serve_set(console: Console, text: str, path: str, wishes: Wishes, readiness
 
     store = set_of(text)
     _leave_folder(readiness)
-    points = Points(store, fat_zone=console.fat_zone, unreadable=wishes.unreadable)
+    secrets = secrets_of(console.unlocks)
+    points = Points(store, fat_zone=console.fat_zone, unreadable=wishes.unreadable, secrets=secrets)
     spec = HistorySpec(points, f"{os.path.basename(store.url)}@history")
     options = _options(spec.fsname, path, wishes, background=readiness is not None)
     ready = partial(readiness.ready, store.url) if readiness else lambda: None

@@ -208,7 +208,14 @@ def _compare(
                 found.why = f"its records do not tell ({error.message})"
     progress.note(f"{found.volume} is walked twice: {found.why}")
     progress.start(f"entries of {found.volume}", None)
-    trees = [_tree(side.fs, found, progress) if side else {} for side in (old, new)]
+    try:
+        trees = [_tree(side.fs, found, progress) if side else {} for side in (old, new)]
+    except (
+        ImagefsError
+    ) as error:  # of a root, as that of an encrypted volume; what lies below is in the notes
+        found.way, found.why = "unreadable", error.message
+        found.notes.append(error.message)
+        return
     if old is None or new is None:
         kind, tree = (Kind.ADDED, trees[1]) if old is None else (Kind.REMOVED, trees[0])
         found.differences = [
@@ -296,7 +303,7 @@ class _Comparison:
 
     def _same_by_entries(self, old: dict[bytes, Entry], new: dict[bytes, Entry]) -> set[int]:
         """Records that are of the same file, as far as entries tell; FAT has no records that stay."""
-        if self._new.fs.case_insensitive and self._new.fs.kind != "ntfs":
+        if self._new.fs.kind in ("fat12", "fat16", "fat32", "exfat"):
             return set()
         born = {number_of(entry): (entry.crtime_ns, entry.type) for entry in old.values()}
         return {

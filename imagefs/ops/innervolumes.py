@@ -446,42 +446,50 @@ class InnerVolumes:
         """What is encrypted in a container, and its snapshots. It is browsed as what it is: nothing lies inside it."""
         from imagefs.ops.volumeparser import VolumeParser
 
-        try:
-            with VolumeParser(reader, "apfs") as parser:
-                encrypted, found = parser.ask("encrypted"), parser.ask("snapshots")
-        except ImagefsError as error:
-            message = f"{name} may have snapshots that cannot be read: {error.message}"
-            self.containers[name] = Container("apfs", "open", message)
-            return
-        self._snapshots(name, reader, found)
+        with VolumeParser(reader, "apfs") as parser:
+            try:
+                self._snapshots(name, reader, *parser.ask("snapshots"))
+            except ImagefsError as error:
+                said = f"{name} may have snapshots that cannot be read: {error.message}"
+                self.containers[name] = Container("apfs", "open", said)
+            encrypted = parser.ask("encrypted")
         if encrypted:
             self._apfs_keys(name, reader)
 
     def _apfs_keys(self, name: str, reader: Reader) -> None:
         from imagefs.ops.volumeparser import VolumeParser
 
+        secret = self._secret(name)
         with VolumeParser(reader, "apfs keys") as parser:
-            if not parser.ask("locked"):
-                message = f"{name} is encrypted (APFS) with a key that only the Mac's chip has"
-                self.containers[name] = Container("apfs", "refused", message)
+            try:
+                locked = {str(uuid) for uuid in parser.ask("locked")}
+                if not locked:
+                    raise BrowseError("it is encrypted with a key that only the Mac's chip has")
+            except ImagefsError as error:
+                self._refuse(name, "apfs", error)
+                if secret is not None:
+                    secret.refusal = Locked(self.containers[name].message, volume=name)
                 return
-            secret = self._secret(name)
             if secret is None:
                 self._lock(name, "apfs", "APFS", ("password", "recovery key"))
                 return
             keys = self._unlocked(name, "APFS", secret, partial(parser.ask, "key", [secret.data]))
         self._keys[name] = {str(uuid): bytes(key) for uuid, key in keys}
-        self.containers[name] = Container("apfs", "open", f"{name} is encrypted (APFS), and unlocked")
+        left = len(locked - self._keys[name].keys())
+        if left:
+            said = f"{name} is encrypted (APFS): {left} of its volumes have other secrets, and stay locked"
+            self.containers[name] = Container("apfs", "locked", said)
+        else:
+            self.containers[name] = Container("apfs", "open", "")
 
-    def _snapshots(self, name: str, reader: Reader, found: Any) -> None:
-        from imagefs.browse.answers import sure
+    def _snapshots(self, name: str, reader: Reader, lost: list[str], found: list[Any]) -> None:
         from imagefs.browse.apfssnapshots import as_of
 
         moment = _moments()
-        for number, title, made_ns, place, superblock in sure(found, list):
+        for number, (transaction, title, made_ns, place, superblock) in enumerate(found, 1):
             content = as_of(reader, int(place), bytes(superblock))
             volume = Volume(
-                number + 1,
+                number,
                 0,
                 content.size,
                 "",
@@ -489,9 +497,12 @@ class InnerVolumes:
                 str(title),
                 "snapshot",
                 inside=name,
-                moment=moment(number, made_ns),
+                moment=moment(int(transaction), int(made_ns)),
             )
-            self._add(volume, content, made_ns)
+            self._add(volume, content, int(made_ns))
+        if lost:
+            said = f"{name} has snapshots that cannot be read ({len(lost)}): {lost[0]}"
+            self.containers[name] = Container("apfs", "open", said)
 
     def _parser(self, reader: Reader, parser: str) -> VolumeParser:
         from imagefs.ops.volumeparser import VolumeParser

@@ -27,8 +27,9 @@ def records_in(fs: FileSystem) -> KeepsRecords | None:
 
 
 def number_of(entry: Entry) -> int:
-    """The number of an entry's record."""
-    return int(entry.inode.partition("-")[0])
+    """The number of an entry's record; where it is one of several trees (``257:300``), with the tree's."""
+    tree, _, number = entry.inode.partition("-")[0].rpartition(":")
+    return int(tree or 0) << 64 | int(number)
 
 
 def paths_of(fs: FileSystem, numbers: Collection[int]) -> dict[int, list[bytes]]:

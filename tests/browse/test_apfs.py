@@ -12,13 +12,14 @@ from typing import Any
 import pyfsapfs
 import pytest
 
-from imagefs.block.views import BytesReader, LibraryFile
+from imagefs.block.joined import SureReader
+from imagefs.block.views import BytesReader, LibraryFile, MarkedReader
 from imagefs.browse.apfs import open_apfs
 from imagefs.browse.apfsdisk import Disk
 from imagefs.browse.opening import open_filesystem
 from imagefs.browse.walk import walk
 from imagefs.errors import BrowseError, ImagefsError, IntegrityError, NotAFileSystem, PathNotFound
-from imagefs.interfaces import Entry, EntryType, HasStreams, HasXattrs, Stream
+from imagefs.interfaces import METADATA, Entry, EntryType, HasStreams, HasXattrs, Reader, State, Stream
 from tests.browse.apfsdisks import BLOCK, CONTAINER, VOLUME, changed, disk_of, objects, sealed
 from tests.browse.disks import BreakingReader, FileReader
 from tests.support.kernelview import fails
@@ -202,23 +203,65 @@ def test_several_volumes_are_folders_and_an_encrypted_one_says_so() -> None:
     fs = open_apfs(BytesReader(disk))
     assert fs.label == ""
     assert [entry.path for entry in fs.children(fs.root())] == [
-        b"/Case Insensitive~0-2",
-        b"/Case Insensitive~1-2",
+        b"/Case Insensitive~0",
+        b"/Case Insensitive~1",
     ]
-    assert content(fs, "/Case Insensitive~1-2/dir/file") == "\uf8ff File System\n".encode()
-    assert fs.lookup(b"/Case Insensitive~1-2/dir/file").inode == "1-20"
+    assert content(fs, "/Case Insensitive~1/dir/file") == "\uf8ff File System\n".encode()
+    assert fs.lookup(b"/Case Insensitive~1/dir/file").inode == "1:20"
     assert (
         sum(1 for _ in walk(fs, fs.root(), onerror=fails)) == 2 * len(tree(disk_of("case_insensitive"))) + 2
     )
     assert fs.xattrs(fs.root()) == {}
     with pytest.raises(PathNotFound):
-        fs.open(fs.lookup(b"/Case Insensitive~1-2/dir/file")._replace(inode="20"))
+        fs.open(fs.lookup(b"/Case Insensitive~1/dir/file")._replace(inode="20"))
     disk = changed(disk_of("encrypted"), twice, CONTAINER)
     fs = open_apfs(BytesReader(disk))
     for entry in fs.children(fs.root()):
         assert entry.flags == ("encrypted",)
         with pytest.raises(BrowseError, match="is encrypted"):
             list(fs.children(entry))
+
+
+def test_a_volume_that_cannot_be_read_keeps_its_place() -> None:
+    def one_more(raw: bytearray) -> None:
+        raw[192:200] = raw[184:192]
+        raw[184:192] = (12345).to_bytes(8, "little")
+
+    fs = open_apfs(BytesReader(changed(disk_of("case_insensitive"), one_more, CONTAINER)))
+    lost, there = fs.children(fs.root())
+    assert (lost.path, lost.flags, there.path) == (b"/volume 0", ("damaged",), b"/Case Insensitive")
+    assert fs.lookup(b"/Case Insensitive/dir/file").inode == "1:20"
+    with pytest.raises(BrowseError, match="object 12345"):
+        list(fs.children(lost))
+
+
+def _without(name: str, start: int, length: int, state: State) -> Reader:
+    """A disk, a part of which an image has not."""
+    return MarkedReader(BytesReader(disk_of(name)), [start], [start + length], state)
+
+
+@pytest.mark.parametrize("state", [State.SKIPPED, State.UNREADABLE])
+def test_zeros_that_stand_for_what_is_lacking_are_no_data(state: State) -> None:
+    whole = open_apfs(BytesReader(disk_of("case_insensitive")))
+    (fork,) = whole.places(whole.lookup(b"/dir/compressed-zlib-fork"))
+    fs = open_apfs(_without("case_insensitive", fork.first, 512, state))
+    with pytest.raises(BrowseError, match="compressed are lacking"):
+        content(fs, "/dir/compressed-zlib-fork")
+    assert content(fs, "/dir/compressed-lzvn-fork") == content(whole, "/dir/compressed-lzvn-fork")
+    value = next(iter(whole.places(whole.lookup(b"/dir/xattr-large"))))
+    assert value.stream == METADATA
+    fs = open_apfs(_without("case_insensitive", value.first, 512, state))
+    with pytest.raises(BrowseError, match="attribute xattr-large are lacking"):
+        fs.xattrs(fs.lookup(b"/dir/xattr-large"))
+
+
+def test_what_is_free_is_not_asked_for() -> None:
+    """As in an image of mode used: TSK would look for other file systems all over the volume."""
+    disk = disk_of("case_insensitive")
+    free = [at for at in range(0, len(disk), BLOCK) if not any(disk[at : at + BLOCK])]
+    marked = MarkedReader(BytesReader(disk), free, [at + BLOCK for at in free], State.SKIPPED)
+    fs = open_filesystem(SureReader(marked, "are not here"))
+    assert sum(1 for _ in walk(fs, fs.root(), onerror=fails)) == len(tree(disk))
 
 
 def _inodes(disk: bytes, value: bytes, at: int, new: bytes) -> bytes:

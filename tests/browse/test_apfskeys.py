@@ -459,6 +459,18 @@ def test_what_no_key_of_the_volume_decrypts_is_not_read() -> None:
     assert content(fs, fs.lookup(b"/dir/compressed-zlib-xattr")) == _PACKED
 
 
+def test_a_volume_that_was_being_encrypted_is_not_decrypted() -> None:
+    disk = disk_of("encrypted")
+    keys = keys_of(BytesReader(disk))
+
+    def change(raw: bytearray) -> None:
+        struct.pack_into("<Q", raw, 976, 1)
+
+    fs = open_apfs(BytesReader(changed(disk, change, VOLUME)), keys=keys)
+    with pytest.raises(BrowseError, match="was being encrypted or decrypted"):
+        fs.open(fs.lookup(b"/dir/file"))
+
+
 def test_what_was_moved_is_decrypted_as_what_it_was() -> None:
     """The same bytes in another block, under the number of the old one (crypto_id); and a number without sense."""
     disk = disk_of("encrypted")

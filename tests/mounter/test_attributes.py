@@ -87,3 +87,11 @@ def test_any_entry_fits_the_kernels_fields(
 def test_folders_are_known_as_such() -> None:
     assert attributes_of(directory(b"/d"), 0).is_directory
     assert not attributes_of(symlink(b"/l", b"d"), 0).is_directory
+
+
+def test_a_number_in_one_of_several_trees_is_no_other_ones() -> None:
+    """Of APFS with several volumes, of Btrfs with subvolumes: ``257:300``."""
+    entries = [
+        Entry(b"/x", EntryType.FILE, 0, text) for text in ("257", "257:257", "257:300", "300", "258:300")
+    ]
+    assert len({attributes_of(entry, 0).inode for entry in entries}) == 5

@@ -23,7 +23,7 @@ from imagefs.interfaces import Reader, State, Volume
 from imagefs.ops.innervolumes import InnerVolumes, Secret, check_secrets
 from imagefs.ops.volumeparser import lost_of_shadow
 from imagefs.volume import read_table
-from tests.browse.apfsdisks import disk_of
+from tests.browse.apfsdisks import CONTAINER, changed, disk_of
 from tests.support.images import noise
 from tests.support.oracles import need_tool, run_tool, source_file, unpacked_corpus_file
 
@@ -249,7 +249,7 @@ def test_snapshots_are_the_volume_as_it_was(snapshots: Path) -> None:
             assert sum(piece.length for piece in located.pieces) == each.reader.size - 4096
 
 
-def test_damage_of_a_snapshot_costs_that_one(snapshots: Path, tmp_path: Path) -> None:
+def test_damage_of_a_snapshot_costs_that_one_and_is_told(snapshots: Path, tmp_path: Path) -> None:
     disk = bytearray(snapshots.read_bytes())
     known = Disk(BytesReader(bytes(disk)))
     (volume,) = known.volumes()
@@ -259,12 +259,50 @@ def test_damage_of_a_snapshot_costs_that_one(snapshots: Path, tmp_path: Path) ->
     with looked_into(tmp_path / "disk") as found:
         names = [each.volume.name for each in found.inside("p0")]
         assert names == ["Snapshot 0", *(f"Snapshot {number}" for number in range(2, 512))]
+        assert "snapshots that cannot be read (1)" in found.containers["p0"].message
     disk[volume.snapshots * 4096 + 200] ^= 1
     (tmp_path / "disk").write_bytes(disk)
     with looked_into(tmp_path / "disk") as found:
         assert list(found.inside("p0")) == []
         container = found.containers["p0"]
         assert (container.state, "snapshots that cannot be read" in container.message) == ("open", True)
+
+
+def test_the_names_of_snapshots_stay_when_older_ones_are_deleted(snapshots: Path) -> None:
+    """But for the next of the same second."""
+    with looked_into(snapshots) as found:
+        there = [each.volume.id for each in found.inside("p0")]
+    assert there[1] == "p0@20251017T105535Z~8"  # by its transaction
+    assert there[3] == "p0@20251017T105536Z"
+
+
+def test_secrets_of_apfs(tmp_path: Path) -> None:
+    """Also where its snapshots are damaged; and what is told where nothing opens it."""
+    disk, path = disk_of("encrypted"), tmp_path / "disk"
+    path.write_bytes(disk)
+    with looked_into(path) as found:
+        assert (found.containers["p0"].state, found.containers["p0"].is_file_system) == ("locked", True)
+    with (
+        pytest.raises(Locked, match=r"p0 \(APFS\) cannot be unlocked.*wrong"),
+        looked_into(path, {"p0": Secret(b"x")}),
+    ):
+        pass
+    (volume,) = Disk(BytesReader(disk)).volumes()
+    hurt = bytearray(disk)
+    hurt[volume.snapshots * 4096 + 200] ^= 1
+    path.write_bytes(hurt)
+    with looked_into(path, {"p0": Secret(b"password")}) as found:
+        assert len(found.keys_of("p0")) == len(found.keys_of("p0@20251017T105535Z")) == 1
+
+    def no_bag(raw: bytearray) -> None:
+        raw[1296:1312] = bytes(16)
+
+    path.write_bytes(changed(disk, no_bag, CONTAINER))
+    secrets = {"p0": Secret(b"password")}
+    with looked_into(path, secrets) as found:
+        assert (found.containers["p0"].state, found.keys_of("p0")) == ("refused", {})
+        with pytest.raises(Locked, match="the Mac's chip"):
+            check_secrets(secrets)
 
 
 # -- ids ------------------------------------------------------------------------------------------
