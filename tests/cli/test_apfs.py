@@ -7,6 +7,7 @@ import json
 import os
 import stat
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -65,42 +66,38 @@ def test_files_of_an_encrypted_volume(sets: Path, cli: Cli, tmp_path: Path) -> N
     assert ran.code == 0, ran.err
 
 
-def test_an_encrypted_volume_on_a_mount(sets: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def room(tmp_path: Path) -> Iterator[Room]:
     need(os.path.exists("/dev/fuse"), "/dev/fuse")
     room = Room(tmp_path)
-    (room / "mnt").mkdir()
+    yield room
+    room.clear()
+
+
+def test_an_encrypted_volume_on_a_mount(sets: Path, room: Room) -> None:
     (room / "secret").write_bytes(SECRET)
     room.run("mount", sets / "encrypted", "mnt", "--unlock", f"p0=file:{room / 'secret'}")
-    try:
-        assert (room / "mnt/p0/dir/file").read_bytes() == _TEXT
-        packed = (room / "mnt/p0/dir/compressed-lzvn-fork").read_bytes()
-        assert hashlib.sha256(packed).hexdigest() == _FORK_SUM
-    finally:
-        room.run("umount", "mnt")
+    assert (room / "mnt/p0/dir/file").read_bytes() == _TEXT
+    packed = (room / "mnt/p0/dir/compressed-lzvn-fork").read_bytes()
+    assert hashlib.sha256(packed).hexdigest() == _FORK_SUM
+    room.run("umount", "mnt")
     room.run("mount", sets / "encrypted", "mnt")
     assert "'Encrypted' is encrypted; `imagefs ls IMAGE` says" in (room / "mnt/p0.txt").read_text()
     room.run("umount", "mnt")
     room.run("mount", sets / "encrypted", "mnt", "--history", "--unlock", f"p0=file:{room / 'secret'}")
-    try:
-        assert (room / "mnt/latest/p0/dir/file").read_bytes() == _TEXT
-    finally:
-        room.run("umount", "mnt")
+    assert (room / "mnt/latest/p0/dir/file").read_bytes() == _TEXT
+    room.run("umount", "mnt")
 
 
-def test_names_on_a_mount_are_those_of_macos(sets: Path, tmp_path: Path) -> None:
+def test_names_on_a_mount_are_those_of_macos(sets: Path, room: Room) -> None:
     """Before and after their folder was listed."""
-    need(os.path.exists("/dev/fuse"), "/dev/fuse")
-    room = Room(tmp_path)
-    (room / "mnt").mkdir()
     room.run("mount", sets / "case_sensitive", "mnt")
-    try:
-        composed, decomposed = "nfd_t\u00e9stfil\u00e8", "nfd_te\u0301stfile\u0300"
-        for _ in range(2):
-            assert (room / "mnt/p0" / composed).stat().st_ino == (room / "mnt/p0" / decomposed).stat().st_ino
-            assert not (room / "mnt/p0/nfd_t\u00e9st").exists()
-            assert decomposed in os.listdir(room / "mnt/p0")
-    finally:
-        room.run("umount", "mnt")
+    composed, decomposed = "nfd_t\u00e9stfil\u00e8", "nfd_te\u0301stfile\u0300"
+    for _ in range(2):
+        assert (room / "mnt/p0" / composed).stat().st_ino == (room / "mnt/p0" / decomposed).stat().st_ino
+        assert not (room / "mnt/p0/nfd_t\u00e9st").exists()
+        assert decomposed in os.listdir(room / "mnt/p0")
+    room.run("umount", "mnt")
 
 
 @pytest.fixture
