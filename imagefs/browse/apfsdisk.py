@@ -35,7 +35,8 @@ _UNENCRYPTED, _ONE_KEY = 0x1, 0x8
 SECTOR = 512
 #: Nodes that are kept, what maps of objects tell likewise; a tree has no more levels than that.
 _KEPT_NODES, _KEPT_ADDRESSES, _MAX_LEVELS = 2048, 1 << 16, 12
-_MAX_VOLUMES, _MAX_CHECKPOINTS, _MAX_SNAPSHOTS = 100, 1 << 16, 1 << 16
+#: Volumes of a container, blocks of its checkpoints, records of snapshots.
+_MAX_VOLUMES, _MAX_CHECKPOINTS, _MAX_SNAPSHOTS = 100, 1 << 16, 1 << 17
 _NODE_HEAD, _NODE_TAIL = 56, 40
 _header = struct.Struct("<QQQII").unpack_from
 _node_head = struct.Struct("<HHI4H").unpack_from
@@ -45,9 +46,10 @@ _M32 = 0xFFFFFFFF
 
 
 class Node(NamedTuple):
-    """A node of a B-tree: how far it is above the leaves, its entries' keys and values, and ``order``, a number for
-    each by which the keys are sorted."""
+    """A node of a B-tree: where it is, how far above the leaves, its entries' keys and values, and ``order``, a number
+    for each by which the keys are sorted."""
 
+    block: int
     level: int
     order: list[int]
     keys: list[bytes]
@@ -232,9 +234,10 @@ class Disk:
     def scan(
         self, root: Node, child: Callable[[bytes, int], Node], first: int, last: int
     ) -> Iterator[tuple[bytes, bytes]]:
-        """The entries of a tree from order ``first`` to ``last``. ``child`` gives the node of a value and level."""
+        """The entries of a tree from order ``first`` to ``last``. ``child`` gives the node of a value and level.
+        None but the root is empty, and each is at one place: so there are no more to meet than the disk has blocks."""
         nodes = [(root, _start(root, first))]
-        before = first
+        before, met = first, set[int]()
         while nodes:
             node, at = nodes.pop()
             while at < len(node.order):
@@ -242,6 +245,9 @@ class Disk:
                     return
                 if node.level:
                     below = child(node.values[at], node.level - 1)
+                    if below.block in met or not below.order:
+                        raise broken(f"block {below.block}", "it is empty, or at two places of a tree")
+                    met.add(below.block)
                     nodes.append((node, at + 1))
                     nodes.append((below, _start(below, first)))
                     break
@@ -304,15 +310,15 @@ class Disk:
             return []
         found = []
         root = self.node(volume.snapshots, order=by_record)
-        for key, value in self.scan(root, self._physical(by_record), 0, 1 << 200):
+        for count, (key, value) in enumerate(self.scan(root, self._physical(by_record), 0, 1 << 200)):
+            if count >= _MAX_SNAPSHOTS:
+                raise broken("the list of snapshots", "it does not end")
             head = int.from_bytes(key[:8], "little")
             if head >> 60 != SNAPSHOT:
                 continue
             _, block, made, _, _, _, _, length = struct.unpack_from("<5QIIH", _padded(value, 50))
             name = value[50 : 50 + length].partition(b"\0")[0].decode("utf-8", "replace")
             found.append(Snapshot(head & _ID, name, made, block))
-            if len(found) > _MAX_SNAPSHOTS:
-                raise broken("the list of snapshots", "it does not end")
         return found
 
     def _physical(self, order: Callable[[bytes], int]) -> Callable[[bytes, int], Node]:
@@ -413,7 +419,7 @@ def _decoded(raw: bytes, block: int, order: Callable[[bytes], int]) -> Node:
     numbers = [order(key) for key in keys]
     if any(one > other for one, other in pairwise(numbers)):
         raise broken(f"block {block}", "its entries are not in order")
-    return Node(level, numbers, keys, values)
+    return Node(block, level, numbers, keys, values)
 
 
 def _start(node: Node, first: int) -> int:
