@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import struct
+import sys
+import tracemalloc
 
 import pytest
 
 from imagefs.block.views import BytesReader
 from imagefs.browse import apfsdisk
 from imagefs.browse.apfsdisk import EXTENT, NAME, SNAPSHOT, Disk, Tree
-from imagefs.errors import BrowseError
+from imagefs.errors import BrowseError, NotAFileSystem
 from tests.browse.apfsdisks import BLOCK, CONTAINER, disk_of, mapped, node, object_map, objects, sealed
 
 #: Blocks that a test adds to the disk have numbers from here on.
@@ -227,7 +229,73 @@ def test_a_node_without_a_header_has_no_checksum() -> None:
         listed(tree_of(bare))
 
 
-# -- containers ----------------------------------------------------------------------------------
+# -- memory ----------------------------------------------------------------------------------------
+
+
+def test_entries_that_lie_over_each_other_are_refused() -> None:
+    """Each has the same key, or the same value, of most of a block."""
+    for key_length, value_length in ((0, 3000), (3000, 0), (1500, 1500)):
+        raw = bytearray(node(0, *[(b"", b"")] * 40, headerless=True))
+        for number in range(40):
+            struct.pack_into("<4H", raw, 56 + 8 * number, 0, key_length, value_length, value_length)
+        raw[24] = 3
+        with pytest.raises(BrowseError, match="lie over each other"):
+            grown(sealed(raw)).node(FIRST, level=0)
+
+
+def test_nodes_that_are_kept_weigh_what_they_take() -> None:
+    numbers = range(100)
+    for each in (
+        node(0, *(mapped(n, 1 << 60, n) for n in numbers), fixed=True),
+        node(0, (bytes(16), bytes(3000))),
+    ):
+        disk = grown(each)
+        before = disk._nodes.bytes
+        found = disk.node(FIRST, level=0)
+        kept = [*found.keys, *found.values, *found.order, found.keys, found.values, found.order]
+        assert sum(map(sys.getsizeof, kept)) <= disk._nodes.bytes - before <= 8 * BLOCK
+
+
+class Repeated:
+    """A container of blocks that are all the same superblock, which says so of them; it counts what is read."""
+
+    def __init__(self, size: int, count: int) -> None:
+        raw = bytearray(size)
+        raw[24], raw[32:36] = CONTAINER, b"NXSB"
+        struct.pack_into("<I", raw, 36, size)
+        struct.pack_into("<I", raw, 104, count)
+        struct.pack_into("<Q", raw, 112, 1)
+        self.block = sealed(raw)
+        self.size = 1 << 40
+        self.asked = 0
+
+    def read_at(self, offset: int, length: int) -> bytes:
+        assert offset % len(self.block) == 0
+        self.asked += 1
+        return bytes(bytearray(self.block[:length]))  # bytes of its own
+
+    def close(self) -> None:
+        pass
+
+
+def test_superblocks_are_not_kept_while_the_newest_is_looked_for() -> None:
+    reader = Repeated(1 << 16, 100)
+    tracemalloc.start()
+    try:
+        with pytest.raises(NotAFileSystem, match="no superblock makes sense"):
+            Disk(reader)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert reader.asked > 100
+    assert peak < 4 << 20
+
+
+def test_of_an_area_of_checkpoints_that_does_not_end_some_is_looked_at() -> None:
+    reader = Repeated(1 << 16, (1 << 31) - 1)
+    with pytest.raises(NotAFileSystem):
+        Disk(reader)
+    assert reader.asked < 2500
 
 
 def test_an_area_of_checkpoints_that_a_tree_lists_is_not_taken_for_one_in_a_row() -> None:
