@@ -9,6 +9,7 @@ from __future__ import annotations
 import struct
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -33,9 +34,11 @@ _FOLDS, _NORMALIZES, _SEALED = 0x1, 0x8, 0x20
 _UNENCRYPTED, _ONE_KEY = 0x1, 0x8
 #: What is encrypted is numbered in these units.
 SECTOR = 512
-#: Nodes that are kept, what maps of objects tell likewise; a tree has no more levels than that.
-_KEPT_NODES, _KEPT_ADDRESSES, _MAX_LEVELS = 2048, 1 << 16, 12
-_MAX_VOLUMES, _MAX_CHECKPOINTS, _MAX_SNAPSHOTS = 100, 1 << 16, 1 << 16
+#: Bytes of nodes that are kept, those that an entry takes beside its key and value, answers of maps of objects that
+#: are kept; a tree has no more levels than that.
+_KEPT_NODES, _BESIDE, _KEPT_ADDRESSES, _MAX_LEVELS = 32 << 20, 160, 1 << 16, 12
+#: Volumes of a container, bytes in which its checkpoints lie (macOS takes some hundred blocks), records of snapshots.
+_MAX_VOLUMES, _MAX_CHECKPOINTS, _MAX_SNAPSHOTS = 100, 32 << 20, 1 << 17
 _NODE_HEAD, _NODE_TAIL = 56, 40
 _header = struct.Struct("<QQQII").unpack_from
 _node_head = struct.Struct("<HHI4H").unpack_from
@@ -45,9 +48,10 @@ _M32 = 0xFFFFFFFF
 
 
 class Node(NamedTuple):
-    """A node of a B-tree: how far it is above the leaves, its entries' keys and values, and ``order``, a number for
-    each by which the keys are sorted."""
+    """A node of a B-tree: where it is, how far above the leaves, its entries' keys and values, and ``order``, a number
+    for each by which the keys are sorted."""
 
+    block: int
     level: int
     order: list[int]
     keys: list[bytes]
@@ -117,11 +121,11 @@ class Disk:
         first = reader.read_at(0, 4096)
         if first[32:36] != b"NXSB":
             raise NotAFileSystem("the volume is not APFS")
-        (self.block_size,) = struct.unpack_from("<I", first, 36)
+        self.block_size: int = struct.unpack_from("<I", first, 36)[0]
         if self.block_size not in _BLOCK_SIZES:
             raise _no_sense()
         self.reader = reader
-        self._nodes = BlockCache[_NodeKey, Node](_KEPT_NODES, lambda node: 1)
+        self._nodes = BlockCache[_NodeKey, Node](_KEPT_NODES, self._weight)
         self._addresses = BlockCache[tuple[int, int, int], tuple[int, int]](_KEPT_ADDRESSES, lambda found: 1)
         self._raw, self._map = self._newest()
         (self.blocks,) = struct.unpack_from("<Q", self._raw, 40)
@@ -159,26 +163,26 @@ class Disk:
 
     def _newest(self) -> tuple[bytes, int]:
         """The newest superblock (nx_superblock_t) whose object map can be read, and the block of that map's tree."""
-        found, lost = list[tuple[int, bytes]](), list[ImagefsError]()
-        raw = self.read(0)
-        (count,), (base,) = struct.unpack_from("<I", raw, 104), struct.unpack_from("<q", raw, 112)
-        places = [0]
-        if not count >> 31 and base > 0:  # else a tree lists them, as nobody has seen it do
-            places += range(base, base + min(count, _MAX_CHECKPOINTS))
-        for block in places:
-            try:
-                each = self.object(block, _CONTAINER)
-            except ImagefsError as error:  # most are no superblocks
-                lost += [] if isinstance(error, BrowseError) else [error]
-                continue
-            if each[32:40] == raw[32:40]:  # the magic word and the size of blocks
-                found.append((_header(each)[2], each))
-        for _, each in sorted(found, reverse=True):
-            try:
-                return each, self.map_of(struct.unpack_from("<Q", each, 160)[0])
-            except ImagefsError as error:
-                lost.append(error)
-        raise next((error for error in lost if not isinstance(error, BrowseError)), _no_sense())
+        found, lost = list[tuple[int, int]](), list[ImagefsError]()
+        first = self.read(0)
+        for block in self._checkpoints(first):
+            with _kept_in(lost):
+                raw = self.read(block)
+                # the magic word and the size of blocks; most are no superblocks
+                if _header(raw)[3] & 0xFFFF == _CONTAINER and raw[32:40] == first[32:40]:
+                    found.append((_header(raw)[2], block))
+        for _, block in sorted(found, reverse=True):
+            with _kept_in(lost):
+                raw = self.object(block, _CONTAINER)
+                return raw, self.map_of(struct.unpack_from("<Q", raw, 160)[0])
+        raise lost[0] if lost else _no_sense()
+
+    def _checkpoints(self, first: bytes) -> list[int]:
+        """The blocks that may have a superblock, by the one in the first block."""
+        (count,), (base,) = struct.unpack_from("<I", first, 104), struct.unpack_from("<q", first, 112)
+        if count >> 31 or base <= 0:  # a tree lists them, as nobody has seen it do
+            return [0]
+        return [0, *range(base, base + min(count, _MAX_CHECKPOINTS // self.block_size))]
 
     def map_of(self, block: int) -> int:
         """The root of the tree of an object map (omap_phys_t)."""
@@ -208,6 +212,9 @@ class Disk:
 
     # -- trees -------------------------------------------------------------------------------------
 
+    def _weight(self, node: Node) -> int:
+        return self.block_size + _BESIDE * len(node.order)
+
     def node(
         self,
         block: int,
@@ -232,9 +239,10 @@ class Disk:
     def scan(
         self, root: Node, child: Callable[[bytes, int], Node], first: int, last: int
     ) -> Iterator[tuple[bytes, bytes]]:
-        """The entries of a tree from order ``first`` to ``last``. ``child`` gives the node of a value and level."""
+        """The entries of a tree from order ``first`` to ``last``. ``child`` gives the node of a value and level.
+        None but the root is empty, and each is at one place: so there are no more to meet than the disk has blocks."""
         nodes = [(root, _start(root, first))]
-        before = first
+        before, met = first, set[int]()
         while nodes:
             node, at = nodes.pop()
             while at < len(node.order):
@@ -242,6 +250,9 @@ class Disk:
                     return
                 if node.level:
                     below = child(node.values[at], node.level - 1)
+                    if below.block in met or not below.order:
+                        raise broken(f"block {below.block}", "it is empty, or at two places of a tree")
+                    met.add(below.block)
                     nodes.append((node, at + 1))
                     nodes.append((below, _start(below, first)))
                     break
@@ -310,15 +321,15 @@ class Disk:
             return []
         found = []
         root = self.node(volume.snapshots, order=by_record)
-        for key, value in self.scan(root, self._physical(by_record), 0, 1 << 200):
+        for count, (key, value) in enumerate(self.scan(root, self._physical(by_record), 0, 1 << 200)):
+            if count >= _MAX_SNAPSHOTS:
+                raise broken("the list of snapshots", "it does not end")
             head = int.from_bytes(key[:8], "little")
             if head >> 60 != SNAPSHOT:
                 continue
             _, block, made, _, _, _, _, length = struct.unpack_from("<5QIIH", _padded(value, 50))
             name = value[50 : 50 + length].partition(b"\0")[0].decode("utf-8", "replace")
             found.append(Snapshot(head & _ID, name, made, block))
-            if len(found) > _MAX_SNAPSHOTS:
-                raise broken("the list of snapshots", "it does not end")
         return found
 
     def _physical(self, order: Callable[[bytes], int]) -> Callable[[bytes, int], Node]:
@@ -393,6 +404,17 @@ def broken(what: str, why: str) -> BrowseError:
     )
 
 
+@contextmanager
+def _kept_in(lost: list[ImagefsError]) -> Iterator[None]:
+    """Damage is passed over, and not kept, as it holds what was read; other errors are."""
+    try:
+        yield
+    except BrowseError:
+        pass
+    except ImagefsError as error:
+        lost.append(error)
+
+
 def _decoded(raw: bytes, block: int, order: Callable[[bytes], int]) -> Node:
     """A node (btree_node_phys_t): a table of where keys and values are, keys behind it, values before the end."""
     flags, level, count, table, length, _, _ = _node_head(raw, 32)
@@ -402,7 +424,7 @@ def _decoded(raw: bytes, block: int, order: Callable[[bytes], int]) -> Node:
     if keys_at > end or count * shape.size > length or bool(flags & _LEAF) != (not level):
         raise broken(f"block {block}", "its table makes no sense")
     places = list(shape.iter_unpack(raw[_NODE_HEAD + table : _NODE_HEAD + table + count * shape.size]))
-    keys, values = [], []
+    keys, values, left = list[bytes](), list[bytes](), len(raw)
     for place in places:
         if shape is _fixed:
             key, value = place
@@ -414,12 +436,15 @@ def _decoded(raw: bytes, block: int, order: Callable[[bytes], int]) -> Node:
         at = end - value
         if keys_at + key + key_length > end or at < keys_at or (at + value_length > end and shape is _free):
             raise broken(f"block {block}", "an entry lies outside of it")
+        left -= key_length + value_length
+        if left < 0:
+            raise broken(f"block {block}", "its entries lie over each other")
         keys.append(raw[keys_at + key : keys_at + key + key_length])
         values.append(raw[at : min(at + value_length, end)])
     numbers = [order(key) for key in keys]
     if any(one > other for one, other in pairwise(numbers)):
         raise broken(f"block {block}", "its entries are not in order")
-    return Node(level, numbers, keys, values)
+    return Node(block, level, numbers, keys, values)
 
 
 def _start(node: Node, first: int) -> int:
