@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -183,6 +183,16 @@ class Disk:
         if count >> 31 or base <= 0:  # a tree lists them, as nobody has seen it do
             return [0]
         return [0, *range(base, base + min(count, _MAX_CHECKPOINTS // self.block_size))]
+
+    def superblocks(self) -> dict[int, bytes]:
+        """The superblock that is used, by each block that it is in."""
+        found = dict[int, bytes]()
+        for block in self._checkpoints(self.read(0)):
+            with suppress(ImagefsError):
+                raw = self.object(block, _CONTAINER)
+                if _header(raw)[2] == _header(self._raw)[2]:
+                    found[block] = raw
+        return found
 
     def map_of(self, block: int) -> int:
         """The root of the tree of an object map (omap_phys_t)."""

@@ -2,12 +2,14 @@
 
 A snapshot keeps the superblock that its volume had; all else of that time is still in the container, under the object
 map of today, which knows when each object was written. So the container with the old superblock in the place of the new
-one is the volume of then, for whoever reads APFS. The parser runs in a worker process.
+one is the volume of then, for whoever reads APFS. Other volumes of the container are left out: a snapshot is of one.
+The parser runs in a worker process.
 """
 
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterable
 
 from imagefs.block.joined import JoinedReader
 from imagefs.block.views import BytesReader, SliceReader
@@ -27,17 +29,18 @@ class Snapshots:
 
     def __init__(self, reader: Reader) -> None:
         self._disk = Disk(reader)
+        self._superblocks = self._disk.superblocks()
 
     def encrypted(self) -> bool:
         """Whether a volume is."""
         return any(volume.encrypted for volume in self._disk.volumes())
 
     def snapshots(self) -> list[object]:
-        """[what could not be read, the others]: sentences, one for each, and [transaction, name, ns since 1970, offset
-        of its volume's superblock, what was there] of each, oldest first."""
+        """[what could not be read, the others]: sentences, one for each, and [transaction, name, ns since 1970, what
+        stands in its container, as offsets and bytes] of each, oldest first."""
         told, known = list[str](), list[tuple[int, Volume, Snapshot]]()
-        volumes = self._disk.volumes()
-        for volume in volumes:
+        several = len(self._disk.slots()) > 1
+        for volume in self._disk.volumes():
             try:
                 known += [(each.made_ns, volume, each) for each in self._disk.snapshots(volume)]
             except ImagefsError as error:
@@ -50,9 +53,21 @@ class Snapshots:
             except ImagefsError as error:
                 told.append(error.message)
                 continue
-            name = f"{volume.name}: {each.name}" if len(volumes) > 1 else each.name
-            found.append([each.transaction, name, made, volume.block * self._disk.block_size, block])
+            name = f"{volume.name}: {each.name}" if several else each.name
+            changes = [[volume.block * self._disk.block_size, block]]
+            if several:
+                changes += self._alone(volume)
+            found.append([each.transaction, name, made, changes])
         return [told[:_MOST], found]
+
+    def _alone(self, volume: Volume) -> list[list[object]]:
+        """The superblocks of a container that has this volume alone: of that time nothing is known of the others."""
+        changes = list[list[object]]()
+        for block, raw in self._superblocks.items():
+            changed = bytearray(raw)
+            changed[184:984] = struct.pack("<Q", volume.identifier).ljust(800, b"\0")
+            changes.append([block * self._disk.block_size, sealed(changed)])
+        return changes
 
     def close(self) -> None:
         pass
@@ -65,13 +80,18 @@ def superblock_of(disk: Disk, volume: Volume, snapshot: Snapshot) -> bytes:
     raw[8:32] = struct.pack("<QQ", volume.identifier, snapshot.transaction) + volume.raw[24:32]
     struct.pack_into("<Q", raw, 128, volume.map)
     struct.pack_into("<Q", raw, 152, 0)
-    raw[:8] = checksum(bytes(raw)).to_bytes(8, "little")
-    return bytes(raw)
+    return sealed(raw)
 
 
-def as_of(reader: Reader, place: int, superblock: bytes) -> Reader:
-    """The container on ``reader`` with ``superblock`` at byte ``place``."""
-    end = place + len(superblock)
-    return JoinedReader(
-        [SliceReader(reader, 0, place), BytesReader(superblock), SliceReader(reader, end, reader.size - end)]
-    )
+def sealed(raw: bytes | bytearray) -> bytes:
+    """An object with the checksum it should have."""
+    return checksum(bytes(raw)).to_bytes(8, "little") + bytes(raw[8:])
+
+
+def as_of(reader: Reader, changes: Iterable[tuple[int, bytes]]) -> Reader:
+    """The container on ``reader`` with other bytes at some places, which do not overlap."""
+    parts, at = list[Reader](), 0
+    for place, raw in sorted(changes):
+        parts += [SliceReader(reader, at, place - at), BytesReader(raw)]
+        at = place + len(raw)
+    return JoinedReader([*parts, SliceReader(reader, at, reader.size - at)])

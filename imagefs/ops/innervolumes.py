@@ -486,8 +486,8 @@ class InnerVolumes:
         from imagefs.browse.apfssnapshots import as_of
 
         moment = _moments()
-        for number, (transaction, title, made_ns, place, superblock) in enumerate(found, 1):
-            content = as_of(reader, int(place), bytes(superblock))
+        for number, (transaction, title, made_ns, changes) in enumerate(found, 1):
+            content = as_of(reader, [(int(place), bytes(raw)) for place, raw in changes])
             volume = Volume(
                 number,
                 0,

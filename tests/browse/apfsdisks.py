@@ -9,7 +9,8 @@ from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from imagefs.browse.apfsdisk import checksum, is_whole
+from imagefs.browse.apfsdisk import is_whole
+from imagefs.browse.apfssnapshots import sealed
 from tests.support.oracles import sdist_file
 
 BLOCK = 4096
@@ -44,11 +45,6 @@ def changed(disk: bytes, change: Callable[[bytearray], None], *kinds: int) -> by
             change(raw)
             found[block * BLOCK : (block + 1) * BLOCK] = sealed(raw)
     return bytes(found)
-
-
-def sealed(raw: bytes | bytearray) -> bytes:
-    """An object with the checksum it should have."""
-    return checksum(bytes(raw)).to_bytes(8, "little") + bytes(raw[8:])
 
 
 def node(

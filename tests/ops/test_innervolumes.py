@@ -268,6 +268,22 @@ def test_damage_of_a_snapshot_costs_that_one_and_is_told(snapshots: Path, tmp_pa
         assert (container.state, "snapshots that cannot be read" in container.message) == ("open", True)
 
 
+def test_a_snapshot_is_of_one_volume(tmp_path: Path) -> None:
+    """Nobody knows how others in the container were then, so they are not shown."""
+
+    def one_more(raw: bytearray) -> None:
+        raw[192:200] = (12345).to_bytes(8, "little")
+
+    (tmp_path / "disk").write_bytes(changed(disk_of("snapshot"), one_more, CONTAINER))
+    with looked_into(tmp_path / "disk") as found:
+        each = list(found.inside("p0"))[100]
+        assert (each.volume.name, each.reader is not None) == ("Snapshots: Snapshot 100", True)
+        with closing(open_apart(each.reader)) as fs:  # type: ignore[arg-type]
+            content = fs.open(fs.lookup(b"/file"))
+            assert content.read_at(0, 99) == b"Snapshot 100\n"
+            assert {entry.path for entry in fs.children(fs.root())} == {b"/file", b"/.fseventsd"}
+
+
 def test_the_names_of_snapshots_stay_when_older_ones_are_deleted(snapshots: Path) -> None:
     """But for the next of the same second."""
     with looked_into(snapshots) as found:
