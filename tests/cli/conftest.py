@@ -6,12 +6,15 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.cli.mounts import Room
+from tests.mounter.conftest import need
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,15 @@ class Ran:
 
 
 Cli = Callable[..., Ran]
+
+
+@pytest.fixture
+def room(tmp_path: Path) -> Iterator[Room]:
+    """Where images are mounted; nothing stays mounted."""
+    need(os.path.exists("/dev/fuse"), "/dev/fuse")
+    room = Room(tmp_path)
+    yield room
+    room.clear()
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ import json
 import os
 import stat
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,6 @@ from tests.browse.apfsdisks import disk_of
 from tests.browse.disks import make_ext, sparse_file
 from tests.cli.conftest import Cli
 from tests.cli.mounts import Room
-from tests.mounter.conftest import need
 from tests.support.oracles import root_only, run_tool
 
 SECRET = b"password"
@@ -64,14 +62,6 @@ def test_files_of_an_encrypted_volume(sets: Path, cli: Cli, tmp_path: Path) -> N
     assert [row["change"] for row in ran.document["versions"]] == ["first seen"]
     ran = cli("diff", str(sets / "encrypted"), str(sets / "encrypted"), *UNLOCK, stdin=SECRET)
     assert ran.code == 0, ran.err
-
-
-@pytest.fixture
-def room(tmp_path: Path) -> Iterator[Room]:
-    need(os.path.exists("/dev/fuse"), "/dev/fuse")
-    room = Room(tmp_path)
-    yield room
-    room.clear()
 
 
 def test_an_encrypted_volume_on_a_mount(sets: Path, room: Room) -> None:

@@ -7,7 +7,6 @@ import json
 import os
 import pty
 import sys
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -16,7 +15,6 @@ import pytest
 from fixtures import inner
 from tests.cli.conftest import Cli
 from tests.cli.mounts import Room
-from tests.mounter.conftest import need
 from tests.support.nbdserver import nbd_server
 from tests.support.oracles import need_tool, run_tool, unpacked_corpus_file
 
@@ -187,14 +185,6 @@ def test_a_terminal_is_asked_without_echo(sets: Path) -> None:
 
 
 # -- on a mount -----------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def room(tmp_path: Path) -> Iterator[Room]:
-    need(os.path.exists("/dev/fuse"), "/dev/fuse")
-    room = Room(tmp_path)
-    yield room
-    room.clear()
 
 
 def test_a_mount_shows_them_and_gets_its_secret_through_a_pipe(sets: Path, room: Room) -> None:
