@@ -19,7 +19,7 @@ from imagefs.browse.apfsdisk import INODE, NAME, SECTOR, XATTR, Disk, Tree, Volu
 from imagefs.browse.content import MappedReader, Piece
 from imagefs.browse.listing import Listings, MacNames
 from imagefs.browse.names import join, printable, repeated, safe_name, shown_name
-from imagefs.errors import BrowseError, ImagefsError, Locked, PathNotFound
+from imagefs.errors import BrowseError, ImagefsError, Locked, NotAFileSystem, PathNotFound
 from imagefs.interfaces import METADATA, Entry, EntryType, Named, Place, Reader, Stream, device_flags
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ class ApfsFileSystem:
         if not there:
             raise next(
                 (volume for volume in volumes if isinstance(volume, ImagefsError)),
-                broken("the container", "it has no volume"),
+                NotAFileSystem("the APFS container has no volume"),
             )
         self.label = there[0].name if len(volumes) == 1 else ""
         self.case_insensitive = all(volume.folds for volume in there)

@@ -305,6 +305,14 @@ def test_what_is_not_told_is_never_zeros() -> None:
         reader.read_at(BLOCK, 1)
 
 
+def test_a_container_without_a_volume() -> None:
+    def none(raw: bytearray) -> None:
+        raw[184:984] = bytes(800)
+
+    with pytest.raises(NotAFileSystem, match="has no volume"):
+        open_filesystem(BytesReader(changed(disk_of("case_insensitive"), none, CONTAINER)))
+
+
 def test_a_container_on_two_disks_is_refused() -> None:
     def fusion(raw: bytearray) -> None:
         raw[65] |= 1
