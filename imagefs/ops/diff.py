@@ -210,9 +210,7 @@ def _compare(
     progress.start(f"entries of {found.volume}", None)
     try:
         trees = [_tree(side.fs, found, progress) if side else {} for side in (old, new)]
-    except (
-        ImagefsError
-    ) as error:  # of a root, as that of an encrypted volume; what lies below is in the notes
+    except ImagefsError as error:  # of a root: what lies below is in the notes
         found.way, found.why = "unreadable", error.message
         found.notes.append(error.message)
         return
