@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.browse.apfsdisks import disk_of
+from tests.browse.apfsdisks import CONTAINER, changed, disk_of
 from tests.browse.disks import make_ext, sparse_file
 from tests.cli.conftest import Cli
 from tests.cli.mounts import Room
@@ -143,3 +143,28 @@ def test_devices_are_taken_out_as_what_they_are(sets: Path, cli: Cli, tmp_path: 
     for name, kind, device in (("blockdev", stat.S_IFBLK, (24, 57)), ("chardev", stat.S_IFCHR, (13, 68))):
         facts = os.lstat(tmp_path / "out" / name)
         assert (stat.S_IFMT(facts.st_mode), facts.st_rdev) == (kind, os.makedev(*device))
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_a_file_with_another_name_is_renamed(several: bool, cli: Cli, tmp_path: Path) -> None:
+    """Also where case does not matter, and in one of several volumes, whose files have the same numbers."""
+
+    def twice(raw: bytearray) -> None:
+        raw[192:200] = raw[184:192]
+
+    def other_name(raw: bytearray) -> None:
+        raw[:] = raw.replace(b"\0symlink-dir\0", b"\0symlink-dix\0").replace(
+            b"symlink-dir\0", b"symlink-dix\0"
+        )
+
+    disk = disk_of("case_insensitive")
+    disk = changed(disk, twice, CONTAINER) if several else disk
+    for each in (disk, changed(disk, other_name, 2, 3)):
+        (tmp_path / "disk").write_bytes(each)
+        assert cli("capture", "disk", "set", "--mode", "all").code == 0
+    images = sorted(str(path) for path in (tmp_path / "set").glob("*.imagefs"))
+    rows = cli("diff", *images, "--json").document["differences"]
+    tops = [f"/p0/Case Insensitive~{number}" for number in range(2)] if several else ["/p0"]
+    assert [(row["change"], row["path"], row["renamed_from"]) for row in rows] == [
+        ("renamed", f"{top}/symlink-dix", f"{top}/symlink-dir") for top in tops
+    ]
