@@ -32,10 +32,9 @@ class ChunkedReader(ABC):
         if self._source is None:
             raise BrowseError(f"'{self._label}' is closed")
         if self._sure is None:
-            lost = bool(lost_in(self._source))
-            self._sure = (
-                SureReader(self._source, "of what is compressed are lacking") if lost else self._source
-            )
+            self._sure = self._source
+            if lost_in(self._source):
+                self._sure = SureReader(self._source, "of what is compressed are lacking")
         return self._sure
 
     def read_at(self, offset: int, length: int, /) -> bytes:

@@ -15,6 +15,7 @@ import struct
 from collections.abc import Iterator
 from functools import lru_cache
 
+from imagefs.block.joined import lost_in
 from imagefs.block.views import clamp, merged
 from imagefs.browse.content import Fetch, MappedReader, Piece, damaged
 from imagefs.errors import BrowseError
@@ -45,6 +46,7 @@ class CompressedReader:
         self._clusters = MappedReader(volume, -(-size // unit) * unit, pieces, label=label)
         self._fetch: Fetch | None = fetch
         self._label = label
+        self._lost: list[Extent] | None = None
         self._decoded = lru_cache(maxsize=_KEPT)(self._decode)
 
     def read_at(self, offset: int, length: int, /) -> bytes:
@@ -79,10 +81,18 @@ class CompressedReader:
         if parts and all(piece.source is None for piece in parts):
             return bytes(size)
         self._check(parts, start, size)
+        self._check_is_here(start)
         data = self._fetch(start, size) if self._fetch is not None else b""
         if len(data) != size:
             raise damaged(self._label, start, "they cannot be decompressed")
         return data
+
+    def _check_is_here(self, start: int) -> None:
+        """Zeros that stand for what an image lacks may decode, and a unit may be stored as it is."""
+        if self._lost is None:
+            self._lost = lost_in(self._clusters)
+        if any(each.offset < start + self._unit and start < each.offset + each.length for each in self._lost):
+            raise damaged(self._label, start, "a part of what is compressed is not in this image")
 
     def _check(self, parts: list[Piece], start: int, size: int) -> None:
         """Damage that the library would answer with zeros."""

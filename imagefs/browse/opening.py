@@ -27,9 +27,8 @@ def open_filesystem(
 
     own = _own(reader, keys)
     ours: NotAFileSystem | None = None
-    if (
-        own is not None
-    ):  # first: looking for others, TSK reads megabytes, which an image of mode used may not have
+    # Before TSK: looking for others, it reads megabytes, which an image of mode used may not have.
+    if own is not None:
         try:
             return own(reader)
         except NotAFileSystem as error:

@@ -127,9 +127,11 @@ class Contents:
         if data is None:
             raise damaged(shown, 0, "its compressed content is missing")
         unpack = unpacker(lzx=lzx, shown=shown)
-        fetched = FetchReader(
-            data.size, tskentry.fetcher(self._handle, file, data, f"'{shown}'"), label=shown
-        )
+        runs = [run for run in tskentry.runs_of(file, data) if not run.filler]
+        pieces = tskentry.pieces_of(runs, self._facts.block_size, size=data.size, valid=data.size)
+        layout = MappedReader(self._facts.reader, data.size, pieces, label=shown) if pieces else None
+        fetch = tskentry.fetcher(self._handle, file, data, f"'{shown}'")
+        fetched = FetchReader(data.size, fetch, label=shown, layout=layout)
         return wof.WofReader(fetched, stream.size, chunk=chunk, unpack=unpack, label=shown)
 
     def _reader(self, entry: Entry, file: Any, stream: tskentry.Stream, shown: str) -> Reader:

@@ -264,9 +264,8 @@ def listed_volumes(disk: DiskImage) -> list[dict[str, Any]]:
 def _volume_row(disk: DiskImage, volume: Volume, facts: dict[str, Any]) -> dict[str, Any]:
     used, label, kind = None, facts["label"], facts["filesystem"]
     container = disk.container(volume.id)
-    holds_others = (
-        container is not None and not container.is_file_system
-    )  # BitLocker To Go has a FAT for show
+    # BitLocker To Go has a FAT for show
+    holds_others = container is not None and not container.is_file_system
     if kind and not holds_others and not volume.moment:  # of which there may be hundreds, each to be opened
         try:
             fs = disk.filesystem(volume.id)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -453,8 +453,13 @@ class InnerVolumes:
                 said = f"{name} may have snapshots that cannot be read: {error.message}"
                 self.containers[name] = Container("apfs", "open", said)
             encrypted = parser.ask("encrypted")
+        before = self.containers.get(name)
         if encrypted:
             self._apfs_keys(name, reader)
+        after = self.containers.get(name)
+        if before is not None and after is not None and after is not before:  # both are to be told
+            said = "; ".join(filter(None, (after.message, before.message)))
+            self.containers[name] = replace(after, message=said)
 
     def _apfs_keys(self, name: str, reader: Reader) -> None:
         from imagefs.ops.volumeparser import VolumeParser

@@ -115,6 +115,24 @@ def test_holes_of_compressed_files_are_told(fs: FileSystem) -> None:
 
 
 @root_only
+@pytest.mark.parametrize("state", [State.SKIPPED, State.UNREADABLE])
+def test_what_a_compressed_file_lacks_in_the_image_is_no_data(
+    fs: FileSystem, volume: tuple[Path, dict[str, bytes]], state: State
+) -> None:
+    """A sector late in a unit, where zeros decode to zeros."""
+    place = [each for each in fs.places(fs.lookup(b"/packed/program")) if not each.stream][1]
+    lacking = MarkedReader(FileReader(volume[0]), [place.end - 1024], [place.end - 512], state)
+    part = open_filesystem(lacking)
+    content, told = part.open(part.lookup(b"/packed/program")), list[str]()
+    for offset in range(0, content.size, 1 << 16):
+        try:
+            assert content.read_at(offset, 1 << 16) == PROGRAM[offset : offset + (1 << 16)]
+        except BrowseError as error:
+            told.append(error.message)
+    assert ["not in this image" in each for each in told] == [True]
+
+
+@root_only
 def test_damage_to_compressed_data_is_never_answered_with_zeros(
     fs: FileSystem, volume: tuple[Path, dict[str, bytes]]
 ) -> None:

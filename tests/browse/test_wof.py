@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from imagefs.block.views import BytesReader
+from imagefs.block.views import BytesReader, MarkedReader
 from imagefs.browse.fwnt import unpacker
 from imagefs.browse.lzx import decompress
 from imagefs.browse.opening import open_filesystem
 from imagefs.browse.wof import ALGORITHMS, WofReader
 from imagefs.errors import BrowseError, PathNotFound
-from imagefs.interfaces import FileSystem
+from imagefs.interfaces import FileSystem, State
 from tests.browse.disks import FileReader, make_ntfs, pattern
 from tests.browse.windows import PACKINGS, make_wof, ntfs3g, wof_stream
 from tests.support.oracles import root_only
@@ -89,6 +89,24 @@ def test_damage_is_an_error_and_never_wrong_zeros(fs: FileSystem, name: str) -> 
             continue
         assert data == CONTENT[offset : offset + 4096]
     assert failed
+
+
+@root_only
+@pytest.mark.parametrize("state", [State.SKIPPED, State.UNREADABLE])
+def test_zeros_that_stand_for_what_is_lacking_are_no_data(volume: Path, fs: FileSystem, state: State) -> None:
+    """A sector of the packed stream is not in the image: chunks that need it are refused, all others read."""
+    place = next(each for each in fs.places(fs.lookup(b"/XPRESS4K")) if each.stream == b"WofCompressedData")
+    first = place.first + 20_480
+    lacking = MarkedReader(FileReader(volume), [first], [first + 512], state)
+    part = open_filesystem(lacking)
+    content, told = part.open(part.lookup(b"/XPRESS4K")), list[str]()
+    for offset in range(0, content.size, 4096):
+        try:
+            assert content.read_at(offset, 4096) == CONTENT[offset : offset + 4096]
+        except BrowseError as error:
+            told.append(error.message)
+    assert 1 <= len(told) <= 2
+    assert all("compressed are lacking" in each for each in told)
 
 
 @root_only

@@ -307,7 +307,12 @@ def test_secrets_of_apfs(tmp_path: Path) -> None:
     hurt = bytearray(disk)
     hurt[volume.snapshots * 4096 + 200] ^= 1
     path.write_bytes(hurt)
+    with looked_into(path) as found:
+        message = found.containers["p0"].message
+        assert "--unlock p0" in message
+        assert "snapshots that cannot be read" in message
     with looked_into(path, {"p0": Secret(b"password")}) as found:
+        assert "snapshots that cannot be read" in found.containers["p0"].message
         assert len(found.keys_of("p0")) == len(found.keys_of("p0@20251017T105535Z")) == 1
 
     def no_bag(raw: bytearray) -> None:
